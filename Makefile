@@ -1,0 +1,41 @@
+# make demo-pairs | test | lint | bench      each sets up .venv by itself the first time
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= $(CURDIR)/out/demo-pairs
+
+.PHONY: help venv demo-pairs test lint format bench clean
+help:
+	@sed -n '1p' Makefile
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[ray,dev]'
+	touch $(STAMP)
+
+# A Ray head of its own on free ports, the job, a check of the result; everything it started is stopped again.
+demo-pairs: $(STAMP)
+	$(BIN)/python stages/demo_pairs.py --output $(OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.run
+
+clean:
+	rm -rf $(VENV) out

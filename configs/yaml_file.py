@@ -1,0 +1,85 @@
+"""Strict YAML: a file, the file it extends, and back.
+
+PyYAML's safe loader with two corrections. A key given twice is refused: PyYAML keeps the last and loses the other
+setting silently. ``1e-3`` is a number: in YAML 1.1 it is text, for want of a dot.
+"""
+
+import re
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.errors import UserError
+from configs.sections import Tree
+
+
+def read_layers(path: Path, named_by: str = "--config", above: tuple[Path, ...] = ()) -> dict[str, Tree]:
+    """Read a file and the files it extends.
+
+    Args:
+        path: A mapping in YAML. ``extends: other.yaml`` in it names one parent, relative to the file's own folder.
+        named_by: Who asks for the file, for the message when it cannot be read.
+        above: The resolved paths of the files that extend this one.
+
+    Returns:
+        File name -> content without ``extends``, the oldest ancestor first.
+
+    Raises:
+        UserError: A file cannot be read, is not YAML, gives a key twice, is no mapping, or extends itself.
+    """
+    if path.resolve() in above:
+        raise UserError(f"{named_by}: {path} ends up extending itself")
+    tree = _read(path, named_by)
+    if "extends" not in tree:
+        return {str(path): tree}
+    parent = tree.pop("extends")
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends: must be the name of one file, not {reprlib.repr(parent)}")
+    return {**read_layers(path.parent / parent, f"{path}: extends", (*above, path.resolve())), str(path): tree}
+
+
+def to_yaml(tree: Tree) -> str:
+    """Text from which :func:`read_layers` reads an equal ``tree``, keys in the same order."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def _read(path: Path, named_by: str) -> Tree:
+    try:
+        tree = yaml.load(path.read_bytes(), _Loader)
+    except OSError as error:
+        raise UserError(f"{named_by}: cannot read {path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path}: {where}{error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # undecodable bytes, or a date such as 2026-13-01
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    if tree is None:  # an empty file, or comments only
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: must be a mapping of keys to values, not {reprlib.repr(tree)}")
+    return tree
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+for _side in (_Loader, _Dumper):  # both, so that text that looks like such a number is written in quotes
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )

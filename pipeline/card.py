@@ -1,0 +1,137 @@
+"""The data card: what a person sees who opens the folder of a dataset.
+
+``README.md`` says in words what the samples are and where they come from; ``contact_sheet.png`` shows some of them,
+evenly spread over the dataset. Both are derived from ``run.json``, ``SEALED.json`` and ``previews/``.
+"""
+
+import io
+import textwrap
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from configs.schema import PairsSpec
+from pipeline.pairs import preview_ids
+from pipeline.prompts import PromptTable
+from pipeline.shards.dataset import Dataset
+from pipeline.shards.layout import CARD, CONTACT_SHEET, PROMPTS, preview_path
+
+_COLUMNS = 6
+_CELL_PIXELS = 192
+_CAPTION_PIXELS = 34
+_MARGIN_PIXELS = 8
+
+
+def write_card(dataset: Dataset, sealed: dict[str, Any]) -> None:
+    """Write ``contact_sheet.png`` and ``README.md`` of a sealed dataset."""
+    dataset.storage.write(CONTACT_SHEET, contact_sheet(dataset))
+    dataset.storage.write(CARD, card(dataset, sealed).encode())
+
+
+def contact_sheet(dataset: Dataset) -> bytes:
+    """A PNG of the preview pictures, each over its prompt; a rejected sample leaves its cell empty."""
+    spec = dataset.run.spec
+    prompts = PromptTable.open(dataset.storage, PROMPTS)
+    ids = preview_ids(spec.num_samples)
+    columns = min(_COLUMNS, len(ids))
+    cell = (_CELL_PIXELS + _MARGIN_PIXELS, _CELL_PIXELS + _CAPTION_PIXELS + _MARGIN_PIXELS)
+    rows = -(-len(ids) // columns)
+    sheet = Image.new("RGB", (columns * cell[0] + _MARGIN_PIXELS, rows * cell[1] + _MARGIN_PIXELS), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=12)
+    for at, sample_id in enumerate(ids):
+        left = _MARGIN_PIXELS + at % columns * cell[0]
+        top = _MARGIN_PIXELS + at // columns * cell[1]
+        row = sample_id // spec.pairs_per_prompt
+        (prompt,) = prompts.rows(row, row + 1)[1]
+        lines = textwrap.wrap(prompt, width=30, max_lines=2, placeholder=" ...") or ["(empty prompt)"]
+        draw.multiline_text((left, top + _CELL_PIXELS + 2), "\n".join(lines), fill="black", font=font, spacing=2)
+        try:
+            picture = Image.open(io.BytesIO(dataset.storage.read(preview_path(sample_id)))).convert("RGB")
+        except FileNotFoundError:
+            draw.rectangle((left, top, left + _CELL_PIXELS, top + _CELL_PIXELS), outline="silver")
+            draw.text((left + 8, top + 8), "rejected", fill="gray", font=font)
+            continue
+        scale = max(1, _CELL_PIXELS // max(picture.size))  # small pictures whole pixels larger, never blurred
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        sheet.paste(picture, (left + (_CELL_PIXELS - picture.width) // 2, top + (_CELL_PIXELS - picture.height) // 2))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def card(dataset: Dataset, sealed: dict[str, Any]) -> str:
+    """The text of the data card, in Markdown."""
+    run, spec = dataset.run, dataset.run.spec
+    teacher = run.teacher.model_dump(exclude_none=True)
+    source = ", ".join(f"{name} {value}" for name, value in teacher.items() if name != "kind")
+    rejected = ", ".join(f"{reason}: {count:,}" for reason, count in sealed["rejected_by_reason"].items()) or "none"
+    rows = {
+        "teacher": f"{spec.teacher.kind} ({source})",
+        "teacher weights": f"`{spec.teacher.weights_digest}`",
+        "network": f"predicts {spec.teacher.parametrization}, {spec.teacher.dtype}, schedule `{spec.teacher.schedule}`",
+        "sampler": _sampler(spec),
+        "guidance_scale": f"{spec.guidance_scale:g}" + (f", negative prompt {spec.negative_prompt!r}" if spec.negative_prompt else ""),
+        "seed": f"{spec.seed} (noise recipe {spec.noise_recipe})",
+        "prompts": f"{-(-spec.num_samples // spec.pairs_per_prompt):,} used, {spec.pairs_per_prompt} pairs each, digest `{spec.prompts_digest[:16]}`",
+        "samples": f"{sealed['num_samples']:,} in {sealed['num_shards']:,} shards of {run.layout.samples_per_shard:,}, {sealed['num_bytes'] / 1e6:,.1f} MB",
+        "prompts cut short": f"{sealed['num_truncated']:,} samples whose prompt is longer than the text encoder reads",
+        "rejected": f"{sealed['num_rejected']:,} ({rejected})",
+        "device time": f"{sealed['device_seconds'] / 3600:.2f} h",
+        "fingerprint": f"`{run.fingerprint}`",
+        "content": f"`{sealed['content_sha256']}`",
+        "made with": f"{run.code_revision}, first run {run.created}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    members = "\n".join(f"| `{suffix}` | {what} |" for suffix, what in _members(spec).items())
+    return f"""# Noise/image/prompt pairs
+
+![some of the pairs](contact_sheet.png)
+
+| | |
+|---|---|
+{table}
+
+## A sample
+
+Shards are plain WebDataset tars: `webdataset`, Hugging Face `datasets` and `ray.data` read them as they are.
+Members of a sample, each named `KEY.SUFFIX` with a key of nine digits:
+
+| suffix | content |
+|---|---|
+{members}
+
+```python
+import webdataset as wds
+for sample in wds.WebDataset("shards/{run.fingerprint[:8]}-000000-....tar", shardshuffle=False).decode():
+    print(sample["__key__"], sorted(sample))
+```
+
+`index/*.parquet` has a row per sample (key, offset, prompt, noise digest, status), `manifest/` the same for all shards
+at once. Only shards that `commits/` names exist; `stages/verify_shards.py` checks them, `stages/status.py` counts them.
+"""
+
+
+def _sampler(spec: PairsSpec) -> str:
+    settings = spec.sampler.model_dump(exclude={"name"}, exclude_none=True)
+    return f"{spec.sampler.name} (" + ", ".join(f"{name} {value}" for name, value in settings.items() if value != {}) + ")"
+
+
+def _members(spec: PairsSpec) -> dict[str, str]:
+    fields = spec.fields
+    shape = "x".join(map(str, spec.teacher.sample_shape))
+    image = "x".join(map(str, spec.teacher.image_shape))
+    members = {"json": "key, prompt id, seed, noise digest, guidance_scale, fingerprint"}
+    if fields.noise:
+        members["noise.npy"] = f"{shape} float16, unit variance: what the sampler started from"
+    if fields.x0 == "latent":
+        members["x0.npy"] = f"{shape} {fields.x0_dtype}, the teacher's latent (decoder input = x0 / {spec.teacher.latent_scale:g})"
+    if fields.x0 == "pixels":
+        members["x0.npy"] = f"{image} {fields.x0_dtype}, the teacher's image in [-1, 1], unclipped"
+    if fields.text_embedding:
+        members["text_embedding.npy"] = "tokens x width float16"
+    if fields.prompt:
+        members["txt"] = "the prompt"
+    if fields.image != "none":
+        members[fields.image] = f"{image}, 8 bit"
+    return members

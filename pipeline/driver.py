@@ -1,0 +1,189 @@
+"""The loop that turns a list of shards into commits, whatever executes them.
+
+    while there is work:  fill free slots  ->  wait  ->  sort outcomes: done | error | crash
+
+An *error* was raised by the worker's code: the shard's fault until shown otherwise, counted per shard, parked after
+``max_errors_per_shard``. A *crash* is a worker that died (node lost, preempted, out of memory): tried again on its
+own, larger budget. A parked shard does not hold up the rest. A full disk is nobody's shard: three such errors in a
+row stop the run. One loop handles one shard in constant time, and the loop holds no more than the shards' numbers.
+"""
+
+import errno
+import os
+import signal
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from configs.errors import RunStopped
+from pipeline.pairs import ShardResult
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+MAX_FULL_DISK_ERRORS = 3
+"""Errors of a full disk, without a commit between them, after which the run stops."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one attempt at a shard. Exactly one of ``result`` and ``error`` is set.
+
+    Attributes:
+        shard: number of the shard.
+        worker: name of the worker.
+        result: what the worker returned.
+        error: what its code raised, or how it died.
+        crashed: the worker died; ``error`` says how.
+        lost_seconds: seconds the worker spent on the attempt when it came to nothing.
+    """
+
+    shard: int
+    worker: str
+    result: ShardResult | None = None
+    error: BaseException | None = None
+    crashed: bool = False
+    lost_seconds: float = 0.0
+
+
+class Executor(Protocol):
+    """Something that runs ``PairWorker.run(shard, attempt)``, several at a time."""
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts submitted and not yet reported."""
+        ...
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that are up."""
+        ...
+
+    def free_slots(self, num_waiting: int) -> int:
+        """How many of ``num_waiting`` shards it can take now."""
+        ...
+
+    def submit(self, shard: int, attempt: int) -> None:
+        """Start an attempt. Only when there is a free slot."""
+        ...
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """Outcomes since the last call; waits for at most ``timeout_s`` if there are none yet.
+
+        Raises:
+            UserError, RunStopped: no worker can be brought up.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the workers."""
+        ...
+
+
+class Observer(Protocol):
+    """Who is told what happens. May raise RunStopped to end the run."""
+
+    def committed(self, outcome: Outcome, result: ShardResult) -> None:
+        """A shard exists now."""
+        ...
+
+    def failed(self, outcome: Outcome, attempt: int) -> None:
+        """An attempt came to nothing and will be repeated."""
+        ...
+
+    def parked(self, shard: int, outcome: Outcome, attempts: int, reason: str) -> None:
+        """A shard was given up for this run."""
+        ...
+
+    def tick(self, executor: Executor, num_waiting: int) -> None:
+        """Called at least about once a second."""
+        ...
+
+
+class StopRequest:
+    """SIGINT and SIGTERM: the first asks the loop to finish the shards in flight, the second ends the process."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def installed(self) -> Iterator["StopRequest"]:
+        """Handle the signals inside the context. To be entered after ``ray.init``, which installs its own handler."""
+        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested:
+            os.write(2, b"stopped at once; committed shards are kept, run the same command again to go on\n")
+            os._exit(1)
+        self.requested = True
+        os.write(2, b"\nfinishing the shards in flight; once more to stop at once\n")
+
+
+def drive(
+    executor: Executor,
+    shards: Iterable[int],
+    observer: Observer,
+    stop: StopRequest,
+    *,
+    max_errors_per_shard: int,
+    max_crashes_per_shard: int,
+) -> list[int]:
+    """Bring every shard to a commit, or park it.
+
+    Args:
+        shards: numbers of the shards that do not exist yet.
+        stop: asks to finish what is in flight and to begin no more.
+        max_errors_per_shard: attempts that may raise before a shard is parked.
+        max_crashes_per_shard: attempts whose worker may die before a shard is parked.
+
+    Returns:
+        The parked shards.
+
+    Raises:
+        RunStopped: the disk is full, or the observer said so.
+        UserError: no worker can be brought up.
+    """
+    waiting = deque(shards)
+    errors: Counter[int] = Counter()
+    crashes: Counter[int] = Counter()
+    parked: list[int] = []
+    full_disk_errors = 0
+    while executor.in_flight or (waiting and not stop.requested):
+        if not stop.requested:
+            for _ in range(executor.free_slots(len(waiting))):
+                shard = waiting.popleft()
+                executor.submit(shard, attempt=errors[shard] + crashes[shard] + 1)
+        for outcome in executor.wait(timeout_s=1.0):
+            shard = outcome.shard
+            if outcome.result is not None:
+                full_disk_errors = 0
+                observer.committed(outcome, outcome.result)
+                continue
+            (crashes if outcome.crashed else errors)[shard] += 1
+            if isinstance(outcome.error, OSError) and outcome.error.errno in FULL_DISK:
+                full_disk_errors += 1
+                if full_disk_errors == MAX_FULL_DISK_ERRORS:
+                    raise RunStopped(
+                        f"no space left ({outcome.error}); every committed shard is intact: "
+                        "free some space, then run the same command again"
+                    )
+            attempts = errors[shard] + crashes[shard]
+            if errors[shard] < max_errors_per_shard and crashes[shard] < max_crashes_per_shard:
+                observer.failed(outcome, attempts)
+                waiting.append(shard)
+            else:
+                parked.append(shard)
+                observer.parked(shard, outcome, attempts, describe(outcome.error))
+        observer.tick(executor, len(waiting))
+    return parked
+
+
+def describe(error: BaseException | None) -> str:
+    """An error with its traceback, as text."""
+    return "".join(traceback.format_exception(error)).strip() if error else "unknown"

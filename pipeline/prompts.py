@@ -1,0 +1,368 @@
+"""Prompt tables: normalised, filtered, de-duplicated prompts with stable ids, in one Parquet file.
+
+A table is a list of different prompts p_0 ... p_{n-1}. What identifies it is its digest,
+
+    digest = sha256( concat_i  id_i TAB p_i LF ),      id_i = first 16 hex digits of sha256(p_i),
+
+so an id depends on the text alone, not on position or filters, and the digest on ids, texts and order, not on how the
+file is cut or compressed. A normalised text holds neither TAB nor LF: different tables have different digests.
+
+The file: columns ``prompt_id`` and ``prompt`` (strings, no nulls), row groups of 65,536, zstd, page checksums; the
+footer's ``potstill.prompts`` entry is the JSON of :class:`TableInfo`. The same input gives the same bytes with the same
+version of pyarrow.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.errors import UserError
+from configs.schema import PromptsConfig
+from pipeline.prompt_sources import open_source, read_lines, read_prompts
+from pipeline.shards.storage import Storage
+
+TABLE_VERSION = 1
+"""Version of the table's layout; a reader refuses a newer one."""
+
+REASONS = ("empty", "too_short", "too_long", "blocklisted", "duplicate")
+"""Why a row may be dropped; the first that applies is counted."""
+
+_SCHEMA = pa.schema([pa.field("prompt_id", pa.string(), False), pa.field("prompt", pa.string(), False)])
+_INFO_KEY = b"potstill.prompts"
+_ROW_GROUP = 65_536
+_CHUNK = 16_384
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What a table says about itself in its footer."""
+
+    format_version: int
+    """TABLE_VERSION of its writer."""
+    digest: str
+    """Identity of the prompts, as 64 hex digits."""
+    count: int
+    """Prompts in the table."""
+    read: int
+    """Rows read from the source; read = count + sum of dropped."""
+    dropped: dict[str, int]
+    """Rows dropped, by reason."""
+    source: str
+    """Name of the source file, without its folder."""
+
+
+@dataclass(frozen=True)
+class PromptReport:
+    """What :func:`prepare_prompts` did."""
+
+    output: str
+    """The table."""
+    info: TableInfo
+    """Counts and digest."""
+    written: bool
+    """False: the table was there already, with these very prompts."""
+
+    def __str__(self) -> str:
+        """Return a line per count, and the outcome."""
+        dropped = [f"  {reason:<12} {number:>12,}" for reason, number in self.info.dropped.items()]
+        outcome = "written" if self.written else "is there already with the same prompts: nothing to do"
+        return "\n".join(
+            [
+                f"read           {self.info.read:>12,}",
+                f"dropped        {self.info.read - self.info.count:>12,}",
+                *dropped,
+                f"kept           {self.info.count:>12,}",
+                f"digest         {self.info.digest}",
+                f"{self.output} {outcome}",
+            ]
+        )
+
+
+def normalise(text: str) -> str:
+    """Return ``text`` in Unicode NFC, each run of white space and control characters made one space, and stripped.
+
+    Format characters (joiners, direction marks) stay: emoji and many scripts are not legible without them.
+    """
+    return " ".join(_CONTROL.sub(" ", unicodedata.normalize("NFC", text)).split())
+
+
+def prepare_prompts(config: PromptsConfig, output: Path | str) -> PromptReport:
+    """Make a prompt table of the prompts in ``config.path``, first occurrence and order kept.
+
+    Memory does not grow with the source but for 16 bytes a prompt. With ``config.limit`` reading ends at the last prompt
+    kept, so rows beyond are neither read nor counted.
+
+    Args:
+        config: the source and the filters. A source that is a prompt table is read by its own column.
+        output: path or URI that ends in .parquet. If it holds these prompts already it is left alone.
+
+    Raises:
+        UserError: the source or the blocklist cannot be read, no prompt is left, or ``output`` holds something else.
+    """
+    output = str(output)
+    if PurePath(output).suffix != ".parquet":
+        raise UserError(f"{output}: a prompt table is a .parquet file; name the output so")
+    storage, name = Storage.of_file(output)
+    blocked = read_blocklist(config.blocklist) if config.blocklist else None
+    column = "prompt" if is_prompt_table(config.path) else config.column
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "table.parquet"
+        info = _write_table(table, read_prompts(config.path, column), config, blocked)
+        if storage.exists(name):
+            existing = _read_info(storage, name)
+            if existing is None or existing.digest != info.digest:
+                raise UserError(f"{output}: exists and does not hold these prompts; remove it or name another output")
+            return PromptReport(output, info, written=False)
+        storage.upload(name, table)
+    return PromptReport(output, info, written=True)
+
+
+def _write_table(
+    path: Path, texts: Iterable[str | None], config: PromptsConfig, blocked: Callable[[str], bool] | None
+) -> TableInfo:
+    dropped = Counter(dict.fromkeys(REASONS, 0))
+    digest = hashlib.sha256()
+    num_read = num_kept = 0
+    seen = SeenDigests()
+    ids: list[str] = []
+    prompts: list[str] = []
+    with pq.ParquetWriter(
+        path, _SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True
+    ) as writer:
+
+        def flush() -> None:
+            digest.update(_canonical(ids, prompts))
+            writer.write_table(pa.table([ids, prompts], schema=_SCHEMA), row_group_size=_ROW_GROUP)
+            ids.clear()
+            prompts.clear()
+
+        for prompt_id, prompt, reason in _judge(texts, config, blocked, seen):
+            num_read += 1
+            if reason is not None:
+                dropped[reason] += 1
+                continue
+            num_kept += 1
+            ids.append(prompt_id)
+            prompts.append(prompt)
+            if len(ids) == _ROW_GROUP:
+                flush()
+            if num_kept == config.limit:
+                break
+        if ids:
+            flush()
+        if num_kept == 0:
+            counts = ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number)
+            raise UserError(f"{config.path}: no prompt is left of {num_read} rows ({counts or 'the file is empty'})")
+        seen.refuse_collisions()
+        source = PurePath(config.path).name
+        info = TableInfo(TABLE_VERSION, digest.hexdigest(), num_kept, num_read, dict(dropped), source)
+        writer.add_key_value_metadata({_INFO_KEY: json.dumps(asdict(info))})
+    return info
+
+
+def _judge(
+    texts: Iterable[str | None], config: PromptsConfig, blocked: Callable[[str], bool] | None, seen: "SeenDigests"
+) -> Iterator[tuple[str, str, str | None]]:
+    """Yield (id, normalised text, reason to drop it or None) for every row."""
+    rows = iter(texts)
+    while chunk := [normalise(text or "") for text in islice(rows, _CHUNK)]:
+        reasons = [_reason(prompt, config, blocked) for prompt in chunk]
+        digests = [hashlib.sha256(prompt.encode()).digest()[:16] for prompt in chunk]
+        passed = [position for position, reason in enumerate(reasons) if reason is None]
+        is_new = seen.add([digests[position] for position in passed])
+        for position in np.flatnonzero(~is_new):
+            reasons[passed[position]] = "duplicate"
+        for digest, prompt, reason in zip(digests, chunk, reasons, strict=True):
+            yield digest[:8].hex(), prompt, reason
+
+
+def _reason(prompt: str, config: PromptsConfig, blocked: Callable[[str], bool] | None) -> str | None:
+    if not prompt:
+        return "empty"
+    if len(prompt) < config.min_chars:
+        return "too_short"
+    if len(prompt) > config.max_chars:
+        return "too_long"
+    if blocked is not None and blocked(prompt):
+        return "blocklisted"
+    return None
+
+
+def _canonical(ids: Sequence[str], prompts: Sequence[str]) -> bytes:
+    return "".join(f"{prompt_id}\t{prompt}\n" for prompt_id, prompt in zip(ids, prompts, strict=True)).encode()
+
+
+class SeenDigests:
+    """A growing set of 16-byte digests in sorted arrays, at 16 bytes each; a Python set takes about 100.
+
+    Runs at least halve in length from one to the next, so there are O(log n) of them and each digest is merged
+    O(log n) times.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._runs: list[npt.NDArray[np.bytes_]] = []
+
+    def add(self, digests: Sequence[bytes]) -> npt.NDArray[np.bool_]:
+        """Add digests and say of each whether it is the first of its kind."""
+        unique, first = np.unique(np.frombuffer(b"".join(digests), "S16"), return_index=True)
+        new = np.ones(len(unique), bool)
+        for run in self._runs:
+            at = np.searchsorted(run, unique)
+            new &= run[np.minimum(at, len(run) - 1)] != unique
+        if new.any():
+            self._runs.append(unique[new])
+        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
+            self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]))]
+        is_new = np.zeros(len(digests), bool)
+        is_new[first[new]] = True
+        return is_new
+
+    def refuse_collisions(self) -> None:
+        """Raise UserError if two different digests agree in their first 8 bytes: their prompts would share an id."""
+        ids = np.sort(np.concatenate(self._runs).astype("S8"))
+        same = np.flatnonzero(ids[1:] == ids[:-1])
+        if len(same):
+            raise UserError(f"two different prompts have the id {ids[same[0]].ljust(8, bytes(1)).hex()}; leave one out")
+
+
+def read_blocklist(path: str) -> Callable[[str], bool]:
+    """Read a list of words or phrases, one a line, and return the test whether a normalised prompt has one.
+
+    Words are runs of letters, digits and underscores, compared without regard to case; a phrase is words in a row,
+    whatever stands between them: the line ``t-shirt`` finds "T shirt" and not "shirt".
+
+    Raises:
+        UserError: the file cannot be read, or a line has no word in it.
+    """
+    phrases: set[str] = set()
+    for number, line in read_lines(open_source(path), path):
+        words = _words(normalise(line))
+        if not words and line.strip():
+            raise UserError(f"{path}:{number}: no word in this line, so it would block nothing; remove it")
+        phrases.add(" ".join(words))
+    phrases.discard("")
+    lengths = {phrase.count(" ") + 1 for phrase in phrases}
+
+    def blocked(prompt: str) -> bool:
+        words = _words(prompt)
+        return any(" ".join(words[i : i + n]) in phrases for n in lengths for i in range(len(words) - n + 1))
+
+    return blocked
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def is_prompt_table(path: Path | str) -> bool:
+    """Say whether a file, by local path or URI, is a table that :func:`prepare_prompts` made.
+
+    Raises:
+        UserError: a .parquet file does not exist or is damaged, or is a table of a newer version.
+    """
+    if PurePath(path).suffix.lower() != ".parquet":
+        return False
+    return _read_info(*Storage.of_file(str(path))) is not None
+
+
+class PromptTable:
+    """Random access to a prompt table, wherever it lies; holds one row group in memory."""
+
+    def __init__(self, path: str, info: TableInfo, file: pq.ParquetFile) -> None:
+        """Use :meth:`open`; this only keeps the parts."""
+        self.num_prompts = info.count
+        """Number of prompts."""
+        self.digest = info.digest
+        """Identity of the prompts, as the table's footer states it."""
+        self._path = path
+        self._file = file
+        lengths = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        self._starts = np.cumsum([0, *lengths])
+        self._group: tuple[int, pa.Table] | None = None
+
+    @classmethod
+    def open(cls, storage: Storage, path: str) -> Self:
+        """Open the table ``path`` of a storage. Raises UserError if there is none or it is not a prompt table."""
+        info = _read_info(storage, path)
+        where = f"{storage.uri}/{path}"
+        if info is None:
+            raise UserError(f"{where}: not a prompt table; make one with stages/prepare_prompts.py")
+        return cls(where, info, _open_parquet(storage, path))
+
+    def rows(self, start: int, stop: int) -> tuple[list[str], list[str]]:
+        """Return (ids, prompts) of the rows ``start <= row < stop``; IndexError unless 0 <= start <= stop <= n."""
+        if not 0 <= start <= stop <= self.num_prompts:
+            raise IndexError(f"{self._path}: no rows {start} to {stop} among {self.num_prompts}")
+        ids: list[str] = []
+        prompts: list[str] = []
+        for group in range(np.searchsorted(self._starts, start, "right") - 1, self._file.num_row_groups):
+            first = int(self._starts[group])
+            if first >= stop:
+                break
+            table = self._row_group(group)
+            part = table.slice(max(start - first, 0), stop - max(start, first))
+            ids += part["prompt_id"].to_pylist()
+            prompts += part["prompt"].to_pylist()
+        return ids, prompts
+
+    def verify(self) -> None:
+        """Read the whole table; raise UserError unless ids, order and texts are those that the digest was made of."""
+        digest = hashlib.sha256()
+        for start, stop in zip(self._starts[:-1], self._starts[1:], strict=True):
+            ids, prompts = self.rows(int(start), int(stop))
+            for prompt_id, prompt in zip(ids, prompts, strict=True):
+                if prompt_id != hashlib.sha256(prompt.encode()).hexdigest()[:16]:
+                    raise UserError(f"{self._path}: {prompt_id} is not the id of its prompt; make the table again")
+            digest.update(_canonical(ids, prompts))
+        if digest.hexdigest() != self.digest:
+            raise UserError(f"{self._path}: the prompts are not those of its digest; make the table again")
+
+    def _row_group(self, group: int) -> pa.Table:
+        if self._group is None or self._group[0] != group:
+            self._group = None  # let the old one go before the new one comes
+            try:
+                self._group = group, self._file.read_row_group(group, use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                raise OSError(f"{self._path}: row group {group} cannot be read: {error}") from error
+        return self._group[1]
+
+
+def _open_parquet(storage: Storage, path: str) -> pq.ParquetFile:
+    where = f"{storage.uri}/{path}"
+    try:
+        return pq.ParquetFile(storage.reader(path), pre_buffer=False, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file") from None
+    except pa.ArrowInvalid:
+        raise UserError(f"{where}: not a Parquet file, or a damaged one") from None
+
+
+def _read_info(storage: Storage, path: str) -> TableInfo | None:
+    """Return what a Parquet file's footer says, or None if it is not a prompt table."""
+    metadata = _open_parquet(storage, path).metadata
+    entry = (metadata.metadata or {}).get(_INFO_KEY)
+    if entry is None:
+        return None
+    info = json.loads(entry)
+    if info["format_version"] > TABLE_VERSION:
+        raise UserError(f"{storage.uri}/{path}: made by a newer version (format {info['format_version']}); update")
+    return TableInfo(**info)

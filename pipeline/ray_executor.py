@@ -1,0 +1,242 @@
+"""Shards on a Ray cluster. The only file that imports Ray.
+
+One actor holds one teacher; one call makes one shard; images never enter the object store. Why actors and an own
+``ray.wait`` loop instead of Ray Data: a shard must be a fixed unit of work with its own commit, so that a driver that
+dies loses no finished shard and a retry cannot write a second copy under another name.
+
+* ``max_task_retries=0``: Ray never repeats a call by itself; the driver decides, and commits are idempotent anyway.
+* ``max_restarts=-1``: Ray brings a dead actor back wherever there is room. No shard is given to an actor before its
+  ``load`` has returned, so none waits for a node that is gone.
+* ``max_concurrency``: two calls overlap in an actor, one sampling, one encoding and uploading.
+* Without ``runtime.actors`` their number follows the cluster: looked up every few seconds, grown and shrunk.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from configs.errors import RunStopped, UserError
+from configs.schema import PairsRuntime
+from pipeline.driver import Outcome
+from pipeline.pairs import PairWorker, ShardResult
+
+_SLOTS_PER_ACTOR = 2
+_LOOK_AT_CLUSTER_EVERY_S = 5.0
+_MAX_FAILED_LOADS = 3
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+class _Actor:
+    """Holds a worker. Loading is a call of its own: an actor whose constructor raises cannot say why."""
+
+    def __init__(self, make_worker: Callable[[], PairWorker]) -> None:
+        self._make_worker = make_worker
+
+    def load(self) -> str:
+        """Build the worker; returns the node's address."""
+        self._worker = self._make_worker()
+        return ray.util.get_node_ip_address()
+
+    def run(self, shard: int, attempt: int) -> ShardResult:
+        """Make one shard."""
+        return self._worker.run(shard, attempt)
+
+
+@dataclass
+class _Handle:
+    """The driver's view of an actor."""
+
+    number: int
+    actor: Any
+    loading: Any
+    node: str = ""
+    ready: bool = False
+    running: dict[Any, tuple[int, float]] = field(default_factory=dict)
+    idle_since: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.node}#{self.number}"
+
+
+def connect() -> None:
+    """Join the cluster of the job or of RAY_ADDRESS, else one on this machine, else start one for this process."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, configure_logging=False)
+
+
+class RayExecutor:
+    """Runs workers as actors on the cluster this process is connected to.
+
+    Args:
+        make_worker: builds a worker inside an actor; picklable.
+        runtime: resources of an actor, number of actors.
+
+    Raises:
+        UserError: the cluster has no room for a single actor.
+    """
+
+    def __init__(self, make_worker: Callable[[], PairWorker], runtime: PairsRuntime) -> None:
+        connect()
+        self._make_worker = make_worker
+        self._runtime = runtime
+        self._handles: list[_Handle] = []
+        self._next_number = 0
+        self._failed_loads = 0
+        self._looked_at_cluster = -math.inf
+        self._check_resources()
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts submitted and not yet reported."""
+        return sum(len(handle.running) for handle in self._handles)
+
+    @property
+    def num_workers(self) -> int:
+        """Actors that are up."""
+        return sum(handle.ready for handle in self._handles)
+
+    def free_slots(self, num_waiting: int) -> int:
+        """How many of ``num_waiting`` shards it can take now; also where the number of actors is adapted.
+
+        A second shard is queued at an actor only while there is enough left for all: towards the end a shard that
+        waits behind another one could be made by an idle actor.
+        """
+        self._follow_cluster(num_waiting)
+        ready = [handle for handle in self._handles if handle.ready]
+        per_actor = _SLOTS_PER_ACTOR if num_waiting >= len(ready) else 1
+        return min(num_waiting, sum(max(0, per_actor - len(handle.running)) for handle in ready))
+
+    def submit(self, shard: int, attempt: int) -> None:
+        """Start an attempt at the least busy actor."""
+        handle = min((handle for handle in self._handles if handle.ready), key=lambda handle: len(handle.running))
+        handle.running[handle.actor.run.remote(shard, attempt)] = (shard, time.monotonic())
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """Outcomes since the last call; waits for at most ``timeout_s`` if there are none yet.
+
+        Raises:
+            UserError: an actor found a mistake of the user's, such as another teacher at the given path.
+            RunStopped: no actor can be brought up.
+        """
+        owners: dict[Any, _Handle] = {}
+        for handle in self._handles:
+            if not handle.ready:
+                owners[handle.loading] = handle
+            owners.update(dict.fromkeys(handle.running, handle))
+        if not owners:
+            time.sleep(timeout_s)
+            return []
+        refs = list(owners)
+        done, _ = ray.wait(refs, timeout=timeout_s)
+        if done:
+            done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        outcomes: list[Outcome] = []
+        for ref in done:
+            handle = owners[ref]
+            if ref in handle.running:
+                outcomes.extend(self._outcomes(handle, ref))
+            elif ref == handle.loading:
+                self._loaded(handle)
+        return outcomes
+
+    def close(self) -> None:
+        """Kill the actors. Whatever they still do is not committed, or is a whole commit."""
+        for handle in self._handles:
+            ray.kill(handle.actor)
+        self._handles.clear()
+
+    def _outcomes(self, handle: _Handle, ref: Any) -> list[Outcome]:
+        now = time.monotonic()
+        lost_seconds = now - max(handle.running[ref][1], handle.idle_since)
+        handle.idle_since = now
+        try:
+            result = ray.get(ref)
+        except RayTaskError as error:
+            shard, _ = handle.running.pop(ref)
+            return [Outcome(shard, handle.name, error=error.cause or error, lost_seconds=lost_seconds)]
+        except RayError as error:
+            # Everything the actor had dies with it. Ray restarts it where there is room; it gets no shard until then.
+            shards = [shard for shard, _ in handle.running.values()]
+            handle.running.clear()
+            handle.ready, handle.loading = False, handle.actor.load.remote()
+            return [
+                Outcome(shard, handle.name, error=error, crashed=True, lost_seconds=lost_seconds * (n == 0))
+                for n, shard in enumerate(shards)
+            ]
+        shard, _ = handle.running.pop(ref)
+        return [Outcome(shard, handle.name, result=result)]
+
+    def _loaded(self, handle: _Handle) -> None:
+        try:
+            handle.node = ray.get(handle.loading)
+        except RayError as error:
+            self._drop(handle)
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, UserError):
+                raise cause from None
+            self._failed_loads += 1
+            if self._failed_loads >= _MAX_FAILED_LOADS and self.num_workers == 0:
+                raise RunStopped(f"no actor can load the teacher: {cause!r}") from error
+        else:
+            handle.ready, handle.idle_since, self._failed_loads = True, time.monotonic(), 0
+
+    def _drop(self, handle: _Handle) -> None:
+        ray.kill(handle.actor)
+        self._handles.remove(handle)
+
+    def _follow_cluster(self, num_waiting: int) -> None:
+        now = time.monotonic()
+        if now - self._looked_at_cluster < _LOOK_AT_CLUSTER_EVERY_S and self._handles:
+            return
+        self._looked_at_cluster = now
+        wanted = self._runtime.actors or self._room()
+        wanted = min(wanted, num_waiting + self.in_flight)
+        while len(self._handles) < wanted:
+            self._start_actor()
+        for handle in [handle for handle in self._handles if not handle.ready][: max(0, len(self._handles) - wanted)]:
+            self._drop(handle)
+
+    def _start_actor(self) -> None:
+        options: dict[str, Any] = {
+            "num_cpus": self._runtime.cpus_per_actor,
+            "num_gpus": self._runtime.gpus_per_actor,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "max_concurrency": _SLOTS_PER_ACTOR,
+        }
+        if "working_dir" not in ray.get_runtime_context().runtime_env:
+            options["runtime_env"] = {"env_vars": {"PYTHONPATH": str(_ROOT)}}
+        actor = ray.remote(_Actor).options(**options).remote(self._make_worker)
+        self._handles.append(_Handle(self._next_number, actor, actor.load.remote()))
+        self._next_number += 1
+
+    def _room(self) -> int:
+        """How many actors fit on the nodes that are alive, side by side with nobody else."""
+        needs = {"CPU": self._runtime.cpus_per_actor, "GPU": self._runtime.gpus_per_actor}
+        return sum(
+            min(math.floor(node["Resources"].get(name, 0) / need + 1e-9) for name, need in needs.items() if need > 0)
+            for node in ray.nodes()
+            if node["Alive"]
+        )
+
+    def _check_resources(self) -> None:
+        deadline = time.monotonic() + self._runtime.wait_for_gpus_s
+        while self._runtime.gpus_per_actor > 0 and ray.cluster_resources().get("GPU", 0) == 0:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"runtime.gpus_per_actor: {self._runtime.gpus_per_actor:g} asked, the cluster has no GPU; "
+                    "set it to 0 to sample on CPUs, or runtime.wait_for_gpus_s if nodes are still to come"
+                )
+            time.sleep(1.0)
+        if self._runtime.actors is None and self._room() == 0:
+            raise UserError(
+                f"runtime.cpus_per_actor: no node has {self._runtime.cpus_per_actor:g} CPUs and "
+                f"{self._runtime.gpus_per_actor:g} GPUs for one actor; ask for less"
+            )

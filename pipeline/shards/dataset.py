@@ -1,0 +1,129 @@
+"""A pair dataset at a root: its identity, and which of its shards exist.
+
+The state of a run *is* the set of commit records on storage. Resuming is: read ``run.json``, compare, list
+``commits/``, do the rest. Never is a shard believed to exist because a tar of its name lies around.
+"""
+
+import json
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+from configs.errors import UserError
+from configs.fingerprint import differences, fingerprint
+from pipeline.shards.layout import RUN, SEALED, commit_path, parked_path
+from pipeline.shards.records import Commit, DamagedRecord, Run
+from pipeline.shards.storage import Storage
+
+_COMMIT = re.compile(r"commits/(\d{6})\.json")
+_PARKED = re.compile(r"parked/(\d{6})\.json")
+
+
+class Dataset:
+    """A dataset that has a ``run.json``.
+
+    Attributes:
+        storage: where it lies.
+        run: what its ``run.json`` says.
+    """
+
+    def __init__(self, storage: Storage, run: Run) -> None:
+        self.storage = storage
+        self.run = run
+
+    @staticmethod
+    def open(storage: Storage) -> "Dataset":
+        """Open an existing dataset.
+
+        Raises:
+            UserError: there is no ``run.json``, or it belongs to another version of the format.
+            DamagedRecord: ``run.json`` was edited or damaged.
+        """
+        try:
+            data = storage.read(RUN)
+        except FileNotFoundError:
+            raise UserError(f"{storage.uri}: no {RUN}, so not a pair dataset; name a root that generate_pairs.py wrote") from None
+        try:
+            run = Run.model_validate_json(data)
+        except ValidationError as error:
+            raise DamagedRecord(f"{storage.uri}/{RUN}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+        if fingerprint(run.spec) != run.fingerprint:
+            raise DamagedRecord(f"{storage.uri}/{RUN}: the spec does not match its fingerprint; it was edited or damaged")
+        return Dataset(storage, run)
+
+    @staticmethod
+    def create_or_open(storage: Storage, run: Run) -> "Dataset":
+        """Create ``run.json``, or check that the one that exists asks for the same samples in the same shards.
+
+        Raises:
+            UserError: the root holds something else, or a dataset of another spec or layout.
+        """
+        if not storage.exists(RUN):
+            if not storage.is_empty():
+                raise UserError(f"{storage.uri}: not empty and not a pair dataset; name an empty or a new output")
+            if storage.create(RUN, run.to_json()):
+                return Dataset(storage, run)
+        existing = Dataset.open(storage)
+        there = {"spec": existing.run.spec.model_dump(mode="json"), "layout": existing.run.layout.model_dump(mode="json")}
+        here = {"spec": run.spec.model_dump(mode="json"), "layout": run.layout.model_dump(mode="json")}
+        differing = differences(there, here)
+        if differing:
+            listed = "; ".join(f"{name} is {old!r} there, {new!r} here" for name, old, new in differing)
+            raise UserError(f"{storage.uri}: holds another dataset ({listed}); restore these settings or name a new output")
+        return existing
+
+    def committed(self) -> set[int]:
+        """Numbers of the shards that exist, by one listing."""
+        return self._numbers("commits/", _COMMIT)
+
+    def parked(self) -> set[int]:
+        """Numbers of the shards that failed in an earlier run and have not been made since."""
+        return self._numbers("parked/", _PARKED) - self.committed()
+
+    def _numbers(self, prefix: str, pattern: re.Pattern[str]) -> set[int]:
+        matches = (pattern.fullmatch(info.path) for info in self.storage.list(prefix))
+        return {int(match.group(1)) for match in matches if match}
+
+    def commit(self, shard: int) -> Commit | None:
+        """The commit record of a shard, or None while it does not exist.
+
+        Raises:
+            DamagedRecord: it is not one, or of another dataset.
+        """
+        path = commit_path(shard)
+        try:
+            commit = Commit.from_json(self.storage.read(path), path)
+        except FileNotFoundError:
+            return None
+        if commit.fingerprint != self.run.fingerprint:
+            raise DamagedRecord(f"{path}: belongs to dataset {commit.fingerprint[:12]}, this is {self.run.fingerprint[:12]}")
+        return commit
+
+    def park(self, shard: int, reason: bytes) -> None:
+        """Leave a note on a shard that failed. A later run tries it again."""
+        self.storage.write(parked_path(shard), reason)
+
+    def unpark(self) -> None:
+        """Remove the notes: this run tries those shards again."""
+        for info in list(self.storage.list("parked/")):
+            self.storage.delete(info.path)
+
+    def withdraw(self, shard: int, reason: str) -> None:
+        """Undo the commit of a damaged shard, so that the next run makes it again; the record goes to ``parked/``."""
+        path = commit_path(shard)
+        try:
+            record = self.storage.read(path).decode(errors="replace")
+        except FileNotFoundError:
+            record = ""
+        self.park(shard, json.dumps({"shard": shard, "reason": reason, "withdrawn": record}, indent=1).encode())
+        self.storage.delete(SEALED)
+        self.storage.delete(path)
+
+    @property
+    def sealed(self) -> dict[str, Any] | None:
+        """What ``SEALED.json`` says, or None while shards are missing."""
+        try:
+            return json.loads(self.storage.read(SEALED))
+        except FileNotFoundError:
+            return None

@@ -1,0 +1,108 @@
+"""Names, members and columns of a pair dataset.
+
+    ROOT/run.json                                 identity, create-only
+    ROOT/prompts.parquet                          the prompt table the samples refer to
+    ROOT/shards/{run8}-{shard:06d}-{sha12}.tar    plain WebDataset; members {key}.{suffix}, key = 9 digits
+    ROOT/index/{shard:06d}-{sha12}.parquet        one row per sample, rejected ones included
+    ROOT/commits/{shard:06d}.json                 create-only: the one point at which a shard comes to exist
+    ROOT/parked/{shard:06d}.json                  a shard that failed, with its reason
+    ROOT/previews/{key}.png                       some small pictures for the data card
+    ROOT/events/*.jsonl  ROOT/report.json         what the runs did
+    ROOT/manifest/*.parquet  ROOT/SEALED.json     all commits in one table, written when every shard is in
+    ROOT/README.md  ROOT/contact_sheet.png        the data card
+
+Shards and indices carry their content's sha256 in their names, so two writers of one shard never overwrite each
+other with different bytes. The run's fingerprint leads a shard's name because readers cache shards by base name.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+RUN = "run.json"
+PROMPTS = "prompts.parquet"
+LEASE = "lease.json"
+SEALED = "SEALED.json"
+REPORT = "report.json"
+CARD = "README.md"
+CONTACT_SHEET = "contact_sheet.png"
+SHARDS_TABLE = "manifest/shards.parquet"
+
+MAX_SAMPLES = 10**9
+"""Keys have nine digits."""
+MAX_SHARDS = 10**6
+"""Shard numbers have six digits."""
+
+
+def key(sample_id: int) -> str:
+    """The WebDataset key of a sample. No dot: WebDataset cuts a member's name at its first one."""
+    return f"{sample_id:09d}"
+
+
+def shard_path(fingerprint: str, shard: int, sha256: str) -> str:
+    """Path of a shard's tar below the root."""
+    return f"shards/{fingerprint[:8]}-{shard:06d}-{sha256[:12]}.tar"
+
+
+def index_path(shard: int, sha256: str) -> str:
+    """Path of a shard's index below the root."""
+    return f"index/{shard:06d}-{sha256[:12]}.parquet"
+
+
+def commit_path(shard: int) -> str:
+    """Path of a shard's commit record below the root."""
+    return f"commits/{shard:06d}.json"
+
+
+def parked_path(shard: int) -> str:
+    """Path of the note on a shard that failed, below the root."""
+    return f"parked/{shard:06d}.json"
+
+
+def preview_path(sample_id: int) -> str:
+    """Path of a sample's preview picture below the root."""
+    return f"previews/{key(sample_id)}.png"
+
+
+def samples_table(part: int) -> str:
+    """Path of one part of the compacted sample index below the root."""
+    return f"manifest/samples-{part:05d}.parquet"
+
+
+def sha256_hex(data: bytes) -> str:
+    """Hex sha256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """One sample in a shard's index.
+
+    Attributes:
+        key: nine digits, the sample id.
+        shard: number of the shard.
+        row: position among the shard's stored samples; -1 for a rejected sample.
+        offset: byte offset of the sample's first tar header in the shard; -1 for a rejected sample.
+        length: bytes from there to the end of the sample's last member, padding included; 0 for a rejected sample.
+        prompt_id: id of the prompt in the prompt table.
+        prompt: text of the prompt.
+        prompt_truncated: the text encoder reads only the beginning of the prompt, because it is too long.
+        seed: the dataset's seed.
+        noise_digest: see :func:`pipeline.noise.noise_digest`.
+        guidance_scale: the dataset's guidance weight.
+        status: ``ok`` or ``rejected``.
+        reason: why it was rejected; empty for ``ok``.
+    """
+
+    key: str
+    shard: int
+    row: int
+    offset: int
+    length: int
+    prompt_id: str
+    prompt: str
+    prompt_truncated: bool
+    seed: int
+    noise_digest: str
+    guidance_scale: float
+    status: str
+    reason: str

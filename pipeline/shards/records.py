@@ -1,0 +1,124 @@
+"""The JSON records of a dataset: ``run.json`` and ``commits/*.json``.
+
+Records are read strictly: an unknown or missing key, or a shard number that is not the file's, is damage, not a
+dialect. Both are pydantic models, so the schema is the code.
+"""
+
+from collections import Counter
+
+from pydantic import ValidationError
+
+from configs.schema import Model, PairsLayout, PairsSpec, TeacherConfig
+
+
+class DamagedRecord(Exception):
+    """A JSON record of a dataset that cannot be what was written: names the file."""
+
+
+class Timing(Model):
+    """Who made a shard, and what it took. Says nothing about the content."""
+
+    attempt: int
+    """1 for the first try of a run."""
+    host: str
+    """Host name."""
+    device: str
+    """Torch device, and the name of the accelerator if it is one."""
+    started: str
+    """UTC time, ISO 8601."""
+    sample_seconds: float
+    """Seconds the device was held: encoding of prompts, sampling, decoding, checks."""
+    total_seconds: float
+    """Seconds from the start to the commit."""
+    code_revision: str
+    """Git revision of the code, or the distribution's version."""
+    versions: dict[str, str]
+    """Versions of the libraries that touch the numbers."""
+
+
+class Rejection(Model):
+    """A sample that is not stored."""
+
+    key: str
+    """Key of the sample."""
+    reason: str
+    """Why."""
+
+
+class Commit(Model):
+    """A shard that exists."""
+
+    shard: int
+    """Number of the shard."""
+    fingerprint: str
+    """Fingerprint of the dataset."""
+    path: str
+    """Path of the tar below the root."""
+    sha256: str
+    """Of the tar."""
+    num_bytes: int
+    """Of the tar."""
+    index_path: str
+    """Path of the index below the root."""
+    index_sha256: str
+    """Of the index."""
+    num_samples: int
+    """Samples in the tar."""
+    num_truncated: int
+    """Samples in the tar of whose prompt the text encoder read only the beginning."""
+    rejected: list[Rejection]
+    """Samples that are not."""
+    timing: Timing
+    """Who made it, and what it took."""
+
+    def to_json(self) -> bytes:
+        """The record as it is stored."""
+        return self.model_dump_json(indent=1).encode()
+
+    @staticmethod
+    def from_json(data: bytes, path: str) -> "Commit":
+        """Read a record; ``path`` is named in the error.
+
+        Raises:
+            DamagedRecord: the bytes are no commit record, or that of another shard.
+        """
+        try:
+            commit = Commit.model_validate_json(data)
+        except ValidationError as error:
+            raise DamagedRecord(f"{path}: not a commit record ({error.errors()[0]['msg']})") from None
+        if path != f"commits/{commit.shard:06d}.json":
+            raise DamagedRecord(f"{path}: holds the commit record of shard {commit.shard}")
+        return commit
+
+    @property
+    def rejected_by_reason(self) -> Counter[str]:
+        """Number of rejected samples by reason."""
+        return Counter(rejection.reason for rejection in self.rejected)
+
+
+class Run(Model):
+    """What ``run.json`` says: the identity of a dataset, fixed at its first run."""
+
+    fingerprint: str
+    """sha256 of ``spec``; see configs/fingerprint.py."""
+    spec: PairsSpec
+    """The identity."""
+    layout: PairsLayout
+    """How samples are cut into shards."""
+    num_shards: int
+    """Number of shards."""
+    teacher: TeacherConfig
+    """Where the teacher lay at the first run, so that verification can find it again. Not part of the identity."""
+    created: str
+    """UTC time, ISO 8601."""
+    code_revision: str
+    """Git revision of the code that created it."""
+
+    def to_json(self) -> bytes:
+        """The record as it is stored."""
+        return self.model_dump_json(indent=1).encode()
+
+    def sample_ids(self, shard: int) -> range:
+        """The sample ids of a shard: [shard * S, (shard + 1) * S), cut at the number of samples."""
+        size = self.layout.samples_per_shard
+        return range(shard * size, min((shard + 1) * size, self.spec.num_samples))

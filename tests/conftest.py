@@ -1,0 +1,64 @@
+"""Fixtures that more than one folder needs: an S3 server on the loopback interface."""
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of a moto server, which serves one request at a time: S3's conditional writes are atomic, moto's not."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *_: object) -> None:
+            pass
+
+    application = DomainDispatcherApplication(create_backend_app)
+    one_at_a_time = threading.Lock()
+
+    def serialized(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:  # noqa: ANN401 (WSGI)
+        with one_at_a_time:
+            return application(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, serialized, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def s3_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Point this process and its children at an S3 endpoint, with credentials that are good for nothing."""
+
+    def use(endpoint: str) -> None:
+        settings = {
+            "AWS_ACCESS_KEY_ID": "an-access-key",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-key",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "NO_PROXY": "127.0.0.1",
+        }
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+
+    return use
+
+
+@pytest.fixture
+def s3_root(s3_server: str, s3_environment: Callable[[str], None]) -> str:
+    """A root in a fresh, empty bucket, with a space in its prefix."""
+    import obstore
+    from obstore.store import HTTPStore
+
+    s3_environment(s3_server)
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    obstore.put(HTTPStore(s3_server, client_options={"allow_http": True}), bucket, b"")  # PUT /bucket makes it
+    return f"s3://{bucket}/some prefix"

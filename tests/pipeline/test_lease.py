@@ -1,0 +1,73 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from configs.errors import RunStopped, UserError
+from pipeline.lease import Lease, _process_identity
+from pipeline.shards.layout import LEASE
+from pipeline.shards.storage import Storage
+
+PERIOD = 0.1
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage.open(str(tmp_path / "root"))
+
+
+def test_a_second_run_is_refused_while_the_first_is_alive(storage):
+    with Lease(storage, PERIOD), pytest.raises(UserError, match=f"process {os.getpid()} .* is working on this output"):
+        Lease(storage, PERIOD).__enter__()
+    assert not storage.exists(LEASE)
+    with Lease(storage, PERIOD):  # free again
+        pass
+
+
+def foreign(storage, **about):
+    record = {"id": "x", "host": "elsewhere", "pid": 1, "process": None, "beat": 3} | about
+    storage.write(LEASE, json.dumps(record).encode())
+
+
+def test_a_lease_whose_counter_stands_still_is_taken_over(storage):
+    foreign(storage)
+    started = time.monotonic()
+    with Lease(storage, PERIOD):
+        assert time.monotonic() - started >= 3 * PERIOD
+        assert json.loads(storage.read(LEASE))["pid"] == os.getpid()
+
+
+def test_a_lease_whose_counter_moves_is_respected(storage):
+    foreign(storage)
+    timer = threading.Timer(PERIOD, lambda: foreign(storage, beat=4))
+    timer.start()
+    with pytest.raises(UserError, match="process 1 on elsewhere is working"):
+        Lease(storage, PERIOD).__enter__()
+    timer.join()
+    assert json.loads(storage.read(LEASE))["host"] == "elsewhere"
+
+
+def test_nobody_waits_for_a_process_of_this_machine_that_has_ended(storage):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = _process_identity(child.pid)
+    child.communicate(b"\n")
+    foreign(storage, host="here", pid=child.pid, process=process)
+    started = time.monotonic()
+    with Lease(storage, period_s=60):
+        assert time.monotonic() - started < 60
+
+
+def test_a_run_that_lost_its_lease_is_told_so(storage):
+    with Lease(storage, PERIOD) as lease:
+        lease.check()
+        foreign(storage)
+        deadline = time.monotonic() + 10
+        with pytest.raises(RunStopped, match="process 1 on elsewhere has taken this output over"):
+            while time.monotonic() < deadline:
+                lease.check()
+                time.sleep(PERIOD / 4)
+    assert json.loads(storage.read(LEASE))["host"] == "elsewhere"  # not ours to delete

@@ -1,0 +1,369 @@
+"""A toy dataset, made in this process: what is in it, and that nothing but the spec decides it."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from support.toy import PROMPTS, files, shard_bytes, toy_config
+
+from configs.errors import RunStopped, UserError
+from pipeline import teachers
+from pipeline.generate import generate_pairs
+from pipeline.noise import noise, noise_digest
+from pipeline.pairs import preview_ids, rejection_reasons
+from pipeline.shards.members import decode_array, decode_image, split_members
+from pipeline.teachers.mixture import MixtureTeacher
+
+
+def samples(root):
+    """Members and index row of every stored sample, by key."""
+    found = {}
+    for path in sorted((root / "commits").glob("*.json")):
+        commit = json.loads(path.read_bytes())
+        tar = (root / commit["path"]).read_bytes()
+        for row in pq.read_table(root / commit["index_path"]).to_pylist():
+            if row["status"] == "ok":
+                found[row["key"]] = (split_members(tar[row["offset"] : row["offset"] + row["length"]]), row)
+    return found
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    config = toy_config(folder / "root", folder)
+    generate_pairs(config)
+    return config, folder / "root"
+
+
+def test_every_sample_is_there_once_with_its_noise_and_its_prompt(dataset):
+    _, root = dataset
+    found = samples(root)
+    assert list(found) == [f"{i:09d}" for i in range(40)]
+    for i, (members, row) in enumerate(found.values()):
+        expected = noise(7, i, (3, 8, 8))
+        np.testing.assert_array_equal(decode_array(members["noise.npy"]), expected)
+        assert row["noise_digest"] == noise_digest(expected)
+        assert members["txt"].decode() == row["prompt"] == PROMPTS[i // 8]
+        assert json.loads(members["json"])["key"] == row["key"]
+
+
+def test_the_sampler_starts_from_the_stored_noise(dataset):
+    config, root = dataset
+    teacher = teachers.load(config.teacher, torch.device("cpu"))
+    members, row = samples(root)["000000011"]
+    start = torch.from_numpy(decode_array(members["noise.npy"])).float()[None]
+    condition = teacher.encode_prompts([row["prompt"]])
+    x0 = teacher.sample(
+        start, condition, teacher.encode_prompts([""]), config.spec.sampler, 1.0, seed=7, sample_ids=[11]
+    )
+    np.testing.assert_allclose(decode_array(members["x0.npy"]), x0[0].numpy(), atol=1e-3)  # float16 storage
+
+
+def test_the_image_is_the_rounded_x0(dataset):
+    _, root = dataset
+    for members, _ in samples(root).values():
+        x0 = decode_array(members["x0.npy"]).astype(np.float32)
+        levels = np.clip((x0 + 1) * 127.5, 0, 255).transpose(1, 2, 0)
+        assert np.abs(decode_image(members["png"]) - levels).max() <= 0.5 + 0.15  # half a level, and x0's rounding
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 64])
+def test_the_batch_size_changes_rounding_only(dataset, tmp_path, batch_size):
+    _, root = dataset
+    config = toy_config(tmp_path / "root", tmp_path, runtime={"batch_size": batch_size})
+    generate_pairs(config)
+    ours, theirs = samples(tmp_path / "root"), samples(root)
+    assert ours.keys() == theirs.keys()
+    for one, other in zip(ours.values(), theirs.values(), strict=True):
+        for same in ("json", "noise.npy", "txt"):
+            assert one[0][same] == other[0][same]
+        np.testing.assert_allclose(decode_array(one[0]["x0.npy"]), decode_array(other[0]["x0.npy"]), atol=2e-3)
+
+
+def test_the_same_spec_gives_the_same_bytes_elsewhere(dataset, tmp_path):
+    config, root = dataset
+    generate_pairs(config.model_copy(update={"output": str(tmp_path / "root")}))
+    assert shard_bytes(tmp_path / "root") == shard_bytes(root)
+
+
+def test_the_shard_size_moves_samples_and_changes_none(dataset, tmp_path):
+    _, root = dataset
+    config = toy_config(tmp_path / "root", tmp_path, layout={"samples_per_shard": 12})
+    generate_pairs(config)
+    assert len(shard_bytes(tmp_path / "root")) == 4
+    ours = {key: members | {"json": b""} for key, (members, _) in samples(tmp_path / "root").items()}
+    theirs = {key: members | {"json": b""} for key, (members, _) in samples(root).items()}
+    assert ours == theirs
+
+
+def test_run_again_there_is_nothing_to_do(dataset, capsys):
+    config, root = dataset
+    before = files(root)
+    generate_pairs(config)
+    assert "nothing to do" in capsys.readouterr().out
+    assert files(root) == before
+
+
+def test_only_what_is_missing_is_made(dataset, tmp_path, monkeypatch):
+    config, root = dataset
+    config = config.model_copy(update={"output": str(tmp_path / "root")})
+    generate_pairs(config)
+    for path in ("SEALED.json", "commits/000003.json"):
+        (tmp_path / "root" / path).unlink()
+    commits = files(tmp_path / "root" / "commits")
+    sampled = []
+    original = MixtureTeacher.sample
+    monkeypatch.setattr(
+        MixtureTeacher, "sample", lambda *args, **kw: sampled.extend(kw["sample_ids"]) or original(*args, **kw)
+    )
+    generate_pairs(config)
+    assert sorted(sampled) == list(range(24, 32))
+    assert shard_bytes(tmp_path / "root") == shard_bytes(root)
+    assert commits.items() <= files(tmp_path / "root" / "commits").items()
+
+
+def test_fields_are_stored_by_choice(tmp_path):
+    fields = {"noise": False, "x0": "pixels", "x0_dtype": "float32", "image": "webp", "prompt": False}
+    config = toy_config(tmp_path / "root", tmp_path, spec={"fields": fields})
+    generate_pairs(config)
+    for members, _ in samples(tmp_path / "root").values():
+        assert sorted(members) == ["json", "webp", "x0.npy"]
+        x0 = decode_array(members["x0.npy"])
+        assert x0.dtype == np.float32
+        # webp is lossless: exactly the rounded levels
+        levels = np.clip(np.round((x0 + 1) * 127.5), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+        np.testing.assert_array_equal(decode_image(members["webp"]), levels)
+
+
+def test_images_alone_are_enough(tmp_path):
+    config = toy_config(tmp_path / "root", tmp_path, spec={"fields": {"x0": "none", "image": "jpg", "noise": True}})
+    generate_pairs(config)
+    assert {tuple(sorted(m)) for m, _ in samples(tmp_path / "root").values()} == {("jpg", "json", "noise.npy", "txt")}
+
+
+# ---------------------------------------------------------------------------------------------------- bad samples
+
+
+def poison(monkeypatch, how, ids, *, only_half=False):
+    """Let the teacher return rubbish for some samples; with ``only_half`` only until it is run in float32."""
+    original, calls = MixtureTeacher.sample, []
+    state = {"float32": False}
+
+    def sample(self, *args, sample_ids, **kwargs):
+        calls.append(list(sample_ids))
+        x0 = original(self, *args, sample_ids=sample_ids, **kwargs)
+        for at, sample_id in enumerate(sample_ids):
+            if sample_id in ids and not (only_half and state["float32"]):
+                x0[at] = how(x0[at])
+        return x0
+
+    class Float32:
+        def __enter__(self):
+            state["float32"] = True
+
+        def __exit__(self, *_):
+            state["float32"] = False
+
+    monkeypatch.setattr(MixtureTeacher, "sample", sample)
+    monkeypatch.setattr(MixtureTeacher, "float32", lambda self: Float32())
+    return calls
+
+
+def rejections(root):
+    return {
+        entry["key"]: entry["reason"]
+        for path in sorted((root / "commits").glob("*.json"))
+        for entry in json.loads(path.read_bytes())["rejected"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (lambda x: x * float("nan"), "x0 is not finite"),
+        (lambda x: x + 1e6, "x0 is not finite"),  # overflows in the stored float16
+        (torch.zeros_like, "x0 is constant"),
+    ],
+)
+def test_a_bad_sample_is_made_again_alone_and_then_listed(tmp_path, monkeypatch, dataset, how, reason):
+    calls = poison(monkeypatch, how, {0, 13})
+    config = toy_config(tmp_path / "root", tmp_path, runtime={"max_rejected_fraction": 0.05})
+    generate_pairs(config)
+    assert [ids for ids in calls if len(ids) == 1] == [[0], [13]]
+    root = tmp_path / "root"
+    assert rejections(root) == {"000000000": reason, "000000013": reason}
+    # Everyone else is untouched, and the index keeps a row for the two.
+    assert samples(root).keys() == samples(dataset[1]).keys() - {"000000000", "000000013"}
+    rows = pq.read_table(root / "manifest/samples-00000.parquet").to_pylist()
+    assert [row["key"] for row in rows] == [f"{i:09d}" for i in range(40)]
+    assert {row["key"]: row["reason"] for row in rows if row["status"] == "rejected"} == rejections(root)
+    sealed = json.loads((root / "SEALED.json").read_bytes())
+    assert (sealed["num_samples"], sealed["rejected_by_reason"]) == (38, {reason: 2})
+
+
+def test_a_sample_that_only_half_precision_spoils_is_saved(tmp_path, monkeypatch, dataset):
+    poison(monkeypatch, lambda x: x * float("nan"), {0, 13}, only_half=True)
+    config = toy_config(tmp_path / "root", tmp_path)
+    generate_pairs(config)
+    assert rejections(tmp_path / "root") == {}
+    assert samples(tmp_path / "root").keys() == samples(dataset[1]).keys()
+
+
+def test_too_many_bad_samples_stop_the_run_and_keep_what_is_good(tmp_path, monkeypatch):
+    poison(monkeypatch, torch.zeros_like, range(8, 16))
+    config = toy_config(tmp_path / "root", tmp_path)
+    with pytest.raises(RunStopped, match=r"8 of \d+ samples are rejected \(x0 is constant: 8\).*max_rejected_fraction"):
+        generate_pairs(config)
+    root = tmp_path / "root"
+    assert not (root / "SEALED.json").exists()
+    assert json.loads((root / "report.json").read_bytes())["rejected_by_reason"] == {"x0 is constant": 8}
+    monkeypatch.undo()
+    generate_pairs(toy_config(tmp_path / "root", tmp_path, runtime={"max_rejected_fraction": 0.5}))
+    assert len(samples(root)) == 32
+
+
+def test_rejection_reasons_look_at_each_sample_alone():
+    x0 = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x0[1, 0, 0, 0], x0[2] = float("inf"), 0.5
+    image = x0.clone()
+    image[3], image[1] = 0.0, 0.0
+    assert rejection_reasons(x0, image, (3, 8, 8), (3, 8, 8)) == [
+        None,
+        "x0 is not finite",
+        "x0 is constant",
+        "image is constant",
+    ]
+    assert rejection_reasons(x0[:1, :2], None, (3, 8, 8), (3, 8, 8)) == ["x0 has a wrong shape"]
+
+
+# ------------------------------------------------------------------------------------------------- failing shards
+
+
+def test_a_shard_that_keeps_failing_is_parked_and_tried_again_by_the_next_run(tmp_path, monkeypatch, dataset):
+    original = MixtureTeacher.sample
+
+    def sample(self, *args, sample_ids, **kwargs):
+        if 17 in sample_ids:
+            raise ValueError("a poisoned row")
+        return original(self, *args, sample_ids=sample_ids, **kwargs)
+
+    monkeypatch.setattr(MixtureTeacher, "sample", sample)
+    config = toy_config(tmp_path / "root", tmp_path)
+    with pytest.raises(RunStopped, match="1 of 5 shards are parked"):
+        generate_pairs(config)
+    root = tmp_path / "root"
+    note = json.loads((root / "parked/000002.json").read_bytes())
+    assert note["attempts"] == 3
+    assert "ValueError: a poisoned row" in note["reason"]
+    assert sorted(p.name for p in (root / "commits").iterdir()) == [f"{i:06d}.json" for i in (0, 1, 3, 4)]
+    monkeypatch.undo()
+    generate_pairs(config)
+    assert shard_bytes(root) == shard_bytes(dataset[1])
+    assert not (root / "parked/000002.json").exists()
+
+
+def test_a_teacher_that_is_not_the_one_of_the_dataset_is_refused(tmp_path, monkeypatch):
+    config = toy_config(tmp_path / "root", tmp_path)
+    other = config.teacher.model_copy(update={"std": 0.2})
+    load = teachers.load
+    monkeypatch.setattr(teachers, "load", lambda _, *args, **kwargs: load(other, *args, **kwargs))
+    with pytest.raises(UserError, match=r"not the teacher of the dataset: weights_digest is"):
+        generate_pairs(config)
+
+
+# -------------------------------------------------------------------------------------------------------- the card
+
+
+def test_the_card_shows_what_is_in_the_dataset(dataset):
+    _, root = dataset
+    text = (root / "README.md").read_text()
+    sealed = json.loads((root / "SEALED.json").read_bytes())
+    for fact in ("mixture", "edm_heun", "40 in 5 shards", sealed["fingerprint"], sealed["content_sha256"], "`x0.npy`"):
+        assert fact in text
+    sheet = Image.open(io.BytesIO((root / "contact_sheet.png").read_bytes()))
+    assert sheet.size == (6 * 200 + 8, 4 * 234 + 8)
+    assert len(list((root / "previews").iterdir())) == len(preview_ids(40)) == 24
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 23, 24, 25, 1000, 10**9])
+def test_previews_are_spread_evenly(num_samples):
+    ids = preview_ids(num_samples)
+    assert len(ids) == min(24, num_samples)
+    assert ids[0] == 0
+    assert ids[-1] == num_samples - 1
+    gaps = np.diff(ids)
+    assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+
+
+# ------------------------------------------------------------------------------------------------ mistakes of users
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"output": "relative/dir"}, "relative/dir: not an absolute path"),
+        ({"prompts": {"path": "/nowhere/prompts.txt"}}, "/nowhere/prompts.txt"),
+        ({"spec": {"num_samples": 41}}, "spec.num_samples: 41 asked.*give 40"),
+        ({"spec": {"fields": {"x0": "latent"}}}, "latent"),
+        ({"spec": {"sampler": {"name": "diffusers", "scheduler": "DDIMScheduler"}}}, "sampler"),
+        ({"runtime": {"gpus_per_actor": 1}}, "runtime.gpus_per_actor: 1 asked, this machine has no GPU"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, sections, message, monkeypatch):
+    sections = dict(sections)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        generate_pairs(toy_config(sections.pop("output", tmp_path / "root"), tmp_path, **sections))
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.txt"]
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "thesis.tex").write_text("three years of work")
+    with pytest.raises(UserError, match="not empty and not a pair dataset"):
+        generate_pairs(toy_config(tmp_path / "root", tmp_path))
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["thesis.tex"]
+
+
+def test_a_changed_spec_is_refused_with_the_fields_that_differ(dataset, tmp_path):
+    config, root = dataset
+    before = files(root)
+    (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS[:-1], "a white ring"]) + "\n")
+    changed = toy_config(
+        root, tmp_path, spec={"guidance_scale": 2.0}, teacher={"std": 0.2}, layout={"samples_per_shard": 16}
+    )
+    with pytest.raises(UserError) as caught:
+        generate_pairs(changed)
+    message = str(caught.value)
+    for name in ("spec.guidance_scale is 1.0 there, 2.0 here", "spec.teacher.weights_digest", "spec.prompts_digest"):
+        assert name in message
+    assert "layout.samples_per_shard is 8 there, 16 here" in message
+    assert files(root) == before
+
+
+def test_runtime_settings_may_change_between_runs(dataset, capsys):
+    config, _ = dataset
+    generate_pairs(config.model_copy(update={"runtime": config.runtime.model_copy(update={"batch_size": 3})}))
+    assert "nothing to do" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------ plan
+
+
+def test_a_plan_counts_and_writes_nothing(tmp_path, capsys):
+    config = toy_config(tmp_path / "root", tmp_path, spec={"guidance_scale": 3.0})
+    generate_pairs(config.model_copy(update={"plan": True}))
+    printed = capsys.readouterr().out
+    assert "samples              40 (8 for each of 5 prompts)" in printed
+    assert "shards               5 of 8 samples" in printed
+    # Heun with 4 levels: 2 * 4 - 1 calls, each for both branches of guidance.
+    assert "teacher evaluations  560 (14 a sample)" in printed
+    assert "noise.npy                 1,024 bytes a sample" in printed  # 512 header + 128 + 384 bytes, padded
+    assert "device-hours" in printed
+    assert not (tmp_path / "root").exists()

@@ -1,0 +1,233 @@
+"""Pair generation on a real Ray cluster, disturbed in every way a cluster can be.
+
+The undisturbed truth is a run in this process. Whatever happens on the cluster, running the same command again must
+give exactly its shards, byte for byte, and must not touch a commit that exists.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from support import stage
+from support.toy import files, shard_bytes, toy_config
+
+from pipeline.generate import generate_pairs
+from pipeline.ray_head import ray_head
+
+NUM_SHARDS = 20
+
+
+def toy_yaml(folder, **sections):
+    """The config of a run that takes a few seconds, as a file, and its model."""
+    settings = {
+        "spec": {"sampler": {"name": "edm_heun", "steps": 150}, "pairs_per_prompt": 16},
+        "teacher": {"image_size": 32},
+        "layout": {"samples_per_shard": 4},
+        **sections,
+    }
+    config = toy_config("/tmp/unused", folder, **settings)
+    path = folder / "pairs.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"output", "plan"})))
+    return path, config
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("truth")
+    path, config = toy_yaml(folder)
+    generate_pairs(config.model_copy(update={"output": str(folder / "root")}))
+    shards = shard_bytes(folder / "root")
+    assert len(shards) == NUM_SHARDS
+    return path, shards
+
+
+def generate(truth, root, *arguments):
+    return ("generate_pairs", "--config", truth[0], "--output", root, "--runtime.executor", "ray", *arguments)
+
+
+def report(root):
+    return json.loads((root / "report.json").read_bytes())
+
+
+def actors_of(head):
+    """Processes of Ray actors below the head."""
+    processes = psutil.Process(head.pid).children(recursive=True)
+    return [p for p in processes if "_Actor" in " ".join(p.cmdline()) or p.name().startswith("ray::_Actor")]
+
+
+@pytest.mark.parametrize("actors", [1, 3])
+def test_the_number_of_actors_changes_nothing(truth, head, tmp_path, actors):
+    arguments = ["--runtime.actors", actors, "--runtime.cpus_per_actor", 0.5]
+    done = stage.run(*generate(truth, tmp_path / "root", *arguments), ray_address=head.address)
+    assert done.returncode == 0, done.stderr
+    assert shard_bytes(tmp_path / "root") == truth[1]
+    assert len(report(tmp_path / "root")["images_per_device_second"]) == actors
+
+
+def test_a_killed_actor_costs_at_most_its_shards(truth, head, tmp_path):
+    root = tmp_path / "root"
+    process = stage.start(*generate(truth, root), ray_address=head.address)
+    stage.wait_for_commits(root, 3, process)
+    victim = actors_of(head)[0]
+    victim.send_signal(signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err + out
+    assert shard_bytes(root) == truth[1]
+    assert 1 <= report(root)["retries_by_cause"]["worker died"] <= 2
+    assert report(root)["lost_device_seconds"] > 0
+
+
+def test_a_killed_driver_is_resumed_by_the_same_command(truth, head, tmp_path):
+    root = tmp_path / "root"
+    process = stage.start(*generate(truth, root), ray_address=head.address)
+    stage.wait_for_commits(root, 4, process)
+    stage.kill(process)
+    before = files(root / "commits")
+    assert 4 <= len(before) < NUM_SHARDS
+    done = stage.run(*generate(truth, root), ray_address=head.address)
+    assert done.returncode == 0, done.stderr
+    assert shard_bytes(root) == truth[1]
+    assert before.items() <= files(root / "commits").items()
+    assert report(root)["shards_committed"] <= NUM_SHARDS - len(before)
+
+
+def test_a_killed_cluster_is_resumed_on_another_one(truth, head, tmp_path):
+    root = tmp_path / "root"
+    with ray_head(num_cpus=2, num_gpus=0) as doomed:
+        process = stage.start(*generate(truth, root), ray_address=doomed.address)
+        stage.wait_for_commits(root, 4, process)
+        os.killpg(doomed.pid, signal.SIGKILL)
+        stage.kill(process)
+    before = files(root / "commits")
+    done = stage.run(*generate(truth, root), ray_address=head.address)
+    assert done.returncode == 0, done.stderr
+    assert shard_bytes(root) == truth[1]
+    assert before.items() <= files(root / "commits").items()
+
+
+def test_of_two_drivers_the_second_steps_back(truth, head, tmp_path):
+    root = tmp_path / "root"
+    first = stage.start(*generate(truth, root), ray_address=head.address)
+    stage.wait_for_commits(root, 1, first)
+    second = stage.run(*generate(truth, root), ray_address=head.address)
+    assert second.returncode == 2
+    assert f"process {first.pid} on" in second.stderr
+    assert "is working on this output" in second.stderr
+    _, err = first.communicate(timeout=240)
+    assert first.returncode == 0, err
+    assert shard_bytes(root) == truth[1]
+
+
+def test_two_drivers_without_a_lease_still_lose_and_repeat_nothing(truth, head, tmp_path):
+    root = tmp_path / "root"
+    first = stage.start(*generate(truth, root), ray_address=head.address)
+    stage.wait_for_commits(root, 1, first)
+    (root / "lease.json").unlink()  # as if a clock, a network or a person had broken it
+    second = stage.start(*generate(truth, root), ray_address=head.address)
+    codes = []
+    for process in (first, second):
+        process.communicate(timeout=240)
+        codes.append(process.returncode)
+    assert 0 in codes  # one of them finished; the other one finished too, or noticed and stepped back
+    assert set(codes) <= {0, 1}
+    assert shard_bytes(root) == truth[1]
+    assert sorted(files(root / "commits")) == [f"{i:06d}.json" for i in range(NUM_SHARDS)]
+
+
+def test_a_stop_request_finishes_the_shards_in_flight(truth, head, tmp_path):
+    root = tmp_path / "root"
+    process = stage.start(*generate(truth, root), ray_address=head.address)
+    stage.wait_for_commits(root, 2, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "stopped: on request" in err
+    assert not (root / "lease.json").exists()
+    assert report(root)["outcome"] == "interrupted"
+    assert report(root)["lost_device_seconds"] == 0
+    done = stage.run(*generate(truth, root), ray_address=head.address)
+    assert done.returncode == 0, done.stderr
+    assert shard_bytes(root) == truth[1]
+
+
+def test_gpus_asked_of_a_cluster_without_any_are_refused(truth, head, tmp_path):
+    done = stage.run(*generate(truth, tmp_path / "root", "--runtime.gpus_per_actor", 1), ray_address=head.address)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: runtime.gpus_per_actor: 1 asked, the cluster has no GPU")
+    assert not (tmp_path / "root").exists()
+
+
+def test_actors_follow_a_cluster_that_grows(truth, head, tmp_path):
+    root = tmp_path / "root"
+    ray = str(Path(sys.executable).with_name("ray"))
+    with ray_head(num_cpus=1, num_gpus=0) as small:
+        process = stage.start(*generate(truth, root), ray_address=small.address)
+        stage.wait_for_commits(root, 1, process)
+        join = [ray, "start", "--block", f"--address={small.address}", "--num-cpus=1", "--disable-usage-stats"]
+        node = subprocess.Popen(join, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            out, err = process.communicate(timeout=240)
+        finally:
+            node.terminate()
+            node.wait()
+    assert process.returncode == 0, err
+    assert shard_bytes(root) == truth[1]
+    assert len(report(root)["images_per_device_second"]) == 2
+
+
+def test_ray_job_submit_end_to_end(truth, head, tmp_path):
+    root = tmp_path / "root"
+    ray = str(Path(sys.executable).with_name("ray"))
+    submit = [ray, "job", "submit", "--address", head.jobs, "--working-dir", ".", "--", "python"]
+    arguments = [f"stages/{generate(truth, root)[0]}.py", *map(str, generate(truth, root)[1:])]
+    done = subprocess.run([*submit, *arguments], cwd=stage.ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert shard_bytes(root) == truth[1]
+    relative = subprocess.run(
+        [*submit, *arguments[:4], "out/relative"], cwd=stage.ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert relative.returncode != 0
+    assert "not an absolute path" in relative.stdout + relative.stderr
+
+
+# ------------------------------------------------------------------------------------------------------- full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False).returncode
+    if mounted != 0:
+        pytest.skip("may not mount a small file system here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_with_a_clear_message_and_keeps_every_commit(truth, head, small_disk, tmp_path):
+    root = small_disk / "root"
+    done = stage.run(*generate(truth, root, "--layout.samples_per_shard", 8), ray_address=head.address)
+    assert done.returncode == 1
+    assert "no space left" in done.stderr
+    assert "every committed shard is intact" in done.stderr
+    assert "Traceback" not in done.stderr
+    committed = [json.loads(record) for record in files(root / "commits").values()]
+    assert committed
+    verified = stage.run("verify_shards", root)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    # On a larger disk the same command finishes the rest.
+    shutil.copytree(root, tmp_path / "larger")
+    done = stage.run(*generate(truth, tmp_path / "larger", "--layout.samples_per_shard", 8), ray_address=head.address)
+    assert done.returncode == 0, done.stderr
+    assert report(tmp_path / "larger")["shards_committed"] == NUM_SHARDS // 2 - len(committed)
+
+

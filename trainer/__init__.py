@@ -1,0 +1,1 @@
+"""Training from pair datasets. Imports neither ray nor stages: a machine without Ray can train."""
