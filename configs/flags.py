@@ -57,7 +57,6 @@ class Flags:
                     add_help=add_help,
                     return_unknown_args=True,
                     use_underscores=True,
-                    config=(tyro.conf.PositionalMetavarFromFieldName,),
                     registry=_NUMBERS_AS_TEXT,
                 )
         except SystemExit as end:
@@ -76,7 +75,7 @@ class Flags:
         names = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
         if unknown and not names:
             return [f"unexpected argument {unknown[0]!r}"]
-        return [f"{name}: {self._reason(name.lstrip('-').replace('-', '_'))}" for name in names]
+        return [f"{name}: {self._reason(name.lstrip('-'))}" for name in names]
 
     def _reason(self, key: str) -> str:
         file_only = [known for known in self.file_only if f"{key}.".startswith(f"{known}.")]
@@ -99,8 +98,11 @@ class Flags:
                 self.file_only[key] = field.description or ""
             else:
                 hint = "(required)" if value is PydanticUndefined else f"(default: {shlex.quote(str(value))})"
-                options[name] = _option(field.annotation, field.description, hint, markers=field.metadata)
-                self.spelling[key] = name.upper() if tyro.conf.Positional in field.metadata else f"--{key}"
+                place = name.upper() if tyro.conf.Positional in field.metadata else None
+                options[name] = _option(
+                    field.annotation, field.description, hint, metavar=place, markers=field.metadata
+                )
+                self.spelling[key] = place or f"--{key}"
         return options
 
     def _inner_options(self, key: str, field: FieldInfo, values: object) -> dict[str, Any]:

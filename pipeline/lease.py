@@ -82,12 +82,15 @@ class Lease:
     def _keep(self) -> None:
         while not self._stop.wait(self._period_s):
             try:
-                current = self._read()
-                if current is None or current["id"] != self._owner["id"]:
-                    self._lost = "another run" if current is None else _name(current)
-                    return
                 self._beat += 1
-                self._storage.write(LEASE, self._record())
+                current = self._read()
+                if current is None:  # somebody deleted the file: it is free to take again
+                    self._storage.create(LEASE, self._record())
+                elif current["id"] == self._owner["id"]:
+                    self._storage.write(LEASE, self._record())
+                else:
+                    self._lost = _name(current)
+                    return
             except OSError:
                 continue  # storage that is away or full is the workers' to report; the next beat tries again
 

@@ -90,7 +90,7 @@ def _read_jsonl(file: BinaryIO, path: str, column: str) -> Iterator[str | None]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error.msg} at character {error.colno})") from None
+            raise UserError(f"{path}:{number}: not JSON ({error.msg} at character {error.pos + 1})") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: not a JSON object")
         if column not in row:

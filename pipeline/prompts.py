@@ -17,7 +17,6 @@ import json
 import re
 import tempfile
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -104,8 +103,8 @@ def normalise(text: str) -> str:
 def prepare_prompts(config: PromptsConfig, output: Path | str) -> PromptReport:
     """Make a prompt table of the prompts in ``config.path``, first occurrence and order kept.
 
-    Memory does not grow with the source but for 16 bytes a prompt. With ``config.limit`` reading ends at the last prompt
-    kept, so rows beyond are neither read nor counted.
+    Memory does not grow with the source but for 16 bytes a prompt. With ``config.limit`` reading ends at the last
+    prompt kept: rows beyond are neither read nor counted.
 
     Args:
         config: the source and the filters. A source that is a prompt table is read by its own column.
@@ -135,15 +134,13 @@ def prepare_prompts(config: PromptsConfig, output: Path | str) -> PromptReport:
 def _write_table(
     path: Path, texts: Iterable[str | None], config: PromptsConfig, blocked: Callable[[str], bool] | None
 ) -> TableInfo:
-    dropped = Counter(dict.fromkeys(REASONS, 0))
+    dropped: dict[str, int] = dict.fromkeys(REASONS, 0)
     digest = hashlib.sha256()
     num_read = num_kept = 0
     seen = SeenDigests()
     ids: list[str] = []
     prompts: list[str] = []
-    with pq.ParquetWriter(
-        path, _SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True
-    ) as writer:
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer:
 
         def flush() -> None:
             digest.update(_canonical(ids, prompts))
@@ -170,7 +167,7 @@ def _write_table(
             raise UserError(f"{config.path}: no prompt is left of {num_read} rows ({counts or 'the file is empty'})")
         seen.refuse_collisions()
         source = PurePath(config.path).name
-        info = TableInfo(TABLE_VERSION, digest.hexdigest(), num_kept, num_read, dict(dropped), source)
+        info = TableInfo(TABLE_VERSION, digest.hexdigest(), num_kept, num_read, dropped, source)
         writer.add_key_value_metadata({_INFO_KEY: json.dumps(asdict(info))})
     return info
 
@@ -238,7 +235,9 @@ class SeenDigests:
         ids = np.sort(np.concatenate(self._runs).astype("S8"))
         same = np.flatnonzero(ids[1:] == ids[:-1])
         if len(same):
-            raise UserError(f"two different prompts have the id {ids[same[0]].ljust(8, bytes(1)).hex()}; leave one out")
+            raise UserError(
+                f"two different prompts have the id {ids[same[0]].item().ljust(8, bytes(1)).hex()}; leave one out"
+            )
 
 
 def read_blocklist(path: str) -> Callable[[str], bool]:

@@ -1,4 +1,4 @@
-"""Fixtures that more than one folder needs: an S3 server on the loopback interface."""
+"""What every folder needs: settings of hypothesis, and an S3 server on the loopback interface."""
 
 import secrets
 import threading
@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("potstill", deadline=None, database=None)  # no test asserts time, nor leaves files behind
+settings.load_profile("potstill")
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +25,7 @@ def s3_server() -> Iterator[str]:
     application = DomainDispatcherApplication(create_backend_app)
     one_at_a_time = threading.Lock()
 
-    def serialized(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:  # noqa: ANN401 (WSGI)
+    def serialized(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         with one_at_a_time:
             return application(environ, start_response)
 

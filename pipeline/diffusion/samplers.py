@@ -17,7 +17,6 @@ through. Randomness is an argument. Gradients flow if torch records them: call u
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -26,34 +25,6 @@ from pipeline.diffusion.denoiser import Network
 from pipeline.diffusion.schedules import NoiseSchedule
 
 
-@overload
-def edm_heun(
-    denoiser: Network,
-    noise: Tensor,
-    condition: Tensor,
-    sigmas: Tensor,
-    *,
-    s_churn: float = ...,
-    s_min: float = ...,
-    s_max: float = ...,
-    s_noise: float = ...,
-    churn_noise: Callable[[int], Tensor] | None = ...,
-    return_trajectory: Literal[False] = ...,
-) -> Tensor: ...
-@overload
-def edm_heun(
-    denoiser: Network,
-    noise: Tensor,
-    condition: Tensor,
-    sigmas: Tensor,
-    *,
-    s_churn: float = ...,
-    s_min: float = ...,
-    s_max: float = ...,
-    s_noise: float = ...,
-    churn_noise: Callable[[int], Tensor] | None = ...,
-    return_trajectory: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
 def edm_heun(
     denoiser: Network,
     noise: Tensor,
@@ -65,8 +36,8 @@ def edm_heun(
     s_max: float = math.inf,
     s_noise: float = 1.0,
     churn_noise: Callable[[int], Tensor] | None = None,
-    return_trajectory: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    record: Callable[[Tensor], None] | None = None,
+) -> Tensor:
     """Integrate the ODE with Heun's method, after adding a little noise before each step if ``s_churn`` asks for it.
 
     Args:
@@ -80,11 +51,10 @@ def edm_heun(
         s_max: S_tmax, the largest level at which noise is added.
         s_noise: S_noise, the standard deviation of the added noise.
         churn_noise: step index 0 .. N - 1 -> unit Gaussian noise, shape (B, *). Called for the steps that add noise.
-        return_trajectory: also return the state at every level.
+        record: called with the state at each of ``sigmas`` in turn, shape (B, *), float32: the trajectory.
 
     Returns:
-        x at the last level, shape (B, *), float32; on request also the states at ``sigmas``, shape (N + 1, B, *),
-        float32.
+        x at the last level, shape (B, *), float32.
 
     Raises:
         ValueError: ``s_churn`` without ``churn_noise``.
@@ -102,7 +72,8 @@ def edm_heun(
         return (x - denoiser(x.float(), t, condition)) / sigma
 
     x = noise.double() * levels[0]
-    trajectory = [x.float()]
+    if record:
+        record(x.float())
     for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
         sigma_hat = sigma
         if churn_noise and gamma > 0 and s_min <= sigma <= s_max:
@@ -117,12 +88,11 @@ def edm_heun(
             # Heun's correction: the same step again with the mean of the slopes at both ends (lines 9 to 11).
             x_next = x + step_size * (slope_hat + slope(x_next, sigma_next)) / 2
         x = x_next
-        if return_trajectory:
-            trajectory.append(x.float())
-    return (x.float(), torch.stack(trajectory)) if return_trajectory else x.float()
+        if record:
+            record(x.float())
+    return x.float()
 
 
-@overload
 def ddim(
     denoiser: Network,
     schedule: NoiseSchedule,
@@ -130,27 +100,8 @@ def ddim(
     timesteps: Tensor,
     condition: Tensor,
     *,
-    return_trajectory: Literal[False] = ...,
-) -> Tensor: ...
-@overload
-def ddim(
-    denoiser: Network,
-    schedule: NoiseSchedule,
-    x_T: Tensor,
-    timesteps: Tensor,
-    condition: Tensor,
-    *,
-    return_trajectory: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
-def ddim(
-    denoiser: Network,
-    schedule: NoiseSchedule,
-    x_T: Tensor,
-    timesteps: Tensor,
-    condition: Tensor,
-    *,
-    return_trajectory: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    record: Callable[[Tensor], None] | None = None,
+) -> Tensor:
     """Step down the levels without fresh noise: predict x0, then mix it again with less of the same eps.
 
         eps = (x_t - alpha_t x0) / sigma_t,        x_s = alpha_s x0 + sigma_s eps
@@ -165,11 +116,10 @@ def ddim(
         timesteps: shape (N,), strictly decreasing, sigma > 0 at all of them; integers for a
             :class:`~pipeline.diffusion.schedules.VPSchedule`, ``karras_sigmas(...)[:-1]`` for EDM.
         condition: handed to the denoiser, shape (B, ...).
-        return_trajectory: also return the state at every timestep.
+        record: called with the state at each of ``timesteps`` and at the end, shape (B, *), float32: the trajectory.
 
     Returns:
-        x0, shape (B, *), float32; on request also the states at ``timesteps`` and at the end, shape (N + 1, B, *),
-        float32.
+        x0, shape (B, *), float32.
 
     References:
         Song et al. 2021, Denoising Diffusion Implicit Models, arXiv 2010.02502, Eq. 12 with eta = 0.
@@ -179,11 +129,12 @@ def ddim(
     levels.append((1.0, 0.0))
 
     x = x_T.double()
-    trajectory = [x.float()]
+    if record:
+        record(x.float())
     for t, ((alpha, sigma), (alpha_next, sigma_next)) in zip(timesteps, pairwise(levels), strict=True):
         x0 = denoiser(x.float(), t.expand(len(x)), condition).double()
         eps = (x - alpha * x0) / sigma
         x = alpha_next * x0 + sigma_next * eps
-        if return_trajectory:
-            trajectory.append(x.float())
-    return (x.float(), torch.stack(trajectory)) if return_trajectory else x.float()
+        if record:
+            record(x.float())
+    return x.float()

@@ -234,8 +234,7 @@ class Storage:
         folder = self._key(prefix.strip("/")) if prefix.strip("/") else self._prefix
         skip = len(self._prefix) + 1 if self._prefix else 0
         with _translated(self.uri, prefix):
-            chunks = obstore.list(self._store, folder or None, chunk_size=1000)  # pyright: ignore[reportUnknownMemberType]
-            for chunk in chunks:
+            for chunk in obstore.list(self._store, folder or None, chunk_size=1000):
                 for meta in chunk:
                     yield ObjectInfo(meta["path"][skip:], meta["size"], meta["last_modified"])
 

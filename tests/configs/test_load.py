@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import model_validator
 
 from configs.errors import UserError, exit_codes
 from configs.load import parse
@@ -309,6 +310,28 @@ def test_what_belongs_in_the_file_is_refused_as_a_flag(write):
     assert line.startswith("--teacher.path: teacher.kind can only be set in the file (--config): ")
 
 
+def test_a_mistake_of_the_whole_names_no_key(write):
+    class Ordered(Model):
+        low: int = 0
+        high: int = 1
+
+        @model_validator(mode="after")
+        def _ordered(self):
+            if self.low > self.high:
+                raise ValueError("low is above high")
+            return self
+
+    assert mistakes(Ordered, "--config", write("low: 2\n")) == ["a.yaml: low is above high"]
+    assert mistakes(Ordered, "--low", "2") == ["low is above high"]
+
+
+def test_a_mistake_is_one_plain_line_on_a_colour_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    line = "invalid choice 'slurm' for argument '--runtime.executor'. Expected one of ('ray', 'in-process')."
+    assert mistakes(GeneratePairsConfig, "--runtime.executor", "slurm") == [line]
+
+
 def test_a_mistake_ends_the_process_with_code_2(capsys):
     with pytest.raises(SystemExit) as end, exit_codes():
         parse(StatusConfig, argv=[])
@@ -345,7 +368,7 @@ def test_help_with_a_file_shows_its_variant_and_its_values(write, capsys):
 
 
 def test_help_shows_a_positional(capsys):
-    assert "[ROOT] Dataset root. (required)" in help_of(StatusConfig, capsys)
+    assert "ROOT Dataset root. (required)" in help_of(StatusConfig, capsys)
 
 
 def test_a_description_replaces_the_docstring(capsys):

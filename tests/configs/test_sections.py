@@ -1,9 +1,12 @@
 """Layers merge key by key, except where a tag changes."""
 
+from typing import Literal
+
 import hypothesis.strategies as st
 from hypothesis import given, settings
+from pydantic import Field
 
-from configs.schema import GeneratePairsConfig
+from configs.schema import GeneratePairsConfig, Model, SamplerConfig
 from configs.sections import merge
 
 TREES = st.recursive(st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner), max_leaves=10)
@@ -70,3 +73,19 @@ def test_a_free_form_mapping_merges_whatever_its_keys():
     top = {"spec": {"sampler": {"options": {"name": "y"}}}}
     merged = merge(GeneratePairsConfig, base, top)
     assert merged["spec"]["sampler"]["options"] == {"name": "y", "a": 1}
+
+
+def test_a_tag_that_only_the_lower_layer_gives_still_says_what_lies_inside():
+    class Plain(Model):
+        kind: Literal["plain"] = "plain"
+
+    class Sampled(Model):
+        kind: Literal["sampled"] = "sampled"
+        sampler: SamplerConfig
+
+    class Config(Model):
+        teacher: Plain | Sampled = Field(discriminator="kind")
+
+    base = {"teacher": {"kind": "sampled", "sampler": {"name": "ddim", "steps": 3}}}
+    top = {"teacher": {"sampler": {"name": "edm_heun"}}}
+    assert merge(Config, base, top) == {"teacher": {"kind": "sampled", "sampler": {"name": "edm_heun"}}}

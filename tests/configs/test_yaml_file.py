@@ -4,7 +4,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from configs.errors import UserError
 from configs.yaml_file import read_layers, to_yaml
@@ -20,6 +20,7 @@ def scratch_file(tmp_path_factory):
 
 @settings(max_examples=50)
 @given(tree=st.dictionaries(st.text().filter(lambda key: key != "extends"), TREES, max_size=4))
+@example(tree={"text": ["1e3", "1E-3", "1.e3", "null", "1"], "number": 1e-05})
 def test_what_is_written_is_read_back(scratch_file, tree):
     scratch_file.write_text(to_yaml(tree), encoding="utf-8")
     assert read_layers(scratch_file) == {str(scratch_file): tree}

@@ -61,6 +61,16 @@ def test_nobody_waits_for_a_process_of_this_machine_that_has_ended(storage):
         assert time.monotonic() - started < 60
 
 
+def test_a_deleted_lease_is_taken_again(storage):
+    with Lease(storage, PERIOD) as lease:
+        storage.delete(LEASE)
+        deadline = time.monotonic() + 10
+        while not storage.exists(LEASE) and time.monotonic() < deadline:
+            time.sleep(PERIOD / 4)
+        lease.check()
+        assert json.loads(storage.read(LEASE))["pid"] == os.getpid()
+
+
 def test_a_run_that_lost_its_lease_is_told_so(storage):
     with Lease(storage, PERIOD) as lease:
         lease.check()

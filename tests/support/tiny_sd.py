@@ -75,7 +75,7 @@ def build(
             ),
             text_encoder=CLIPTextModel(_text_config(style)),
             tokenizer=_tokenizer(folder / "tokenizer", pad="<|endoftext|>" if style == "sd1" else "!"),
-            scheduler=PNDMScheduler(**SCHEDULER, prediction_type=prediction_type),
+            scheduler=PNDMScheduler.from_config({**SCHEDULER, "prediction_type": prediction_type}),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -67,7 +67,8 @@ def test_heun_converges_at_second_order(gaussian: object, generator: torch.Gener
 
 def test_ddim_converges_at_first_order(gaussian: object, generator: torch.Generator) -> None:
     def euler(noise: Tensor, sigmas: Tensor) -> Tensor:
-        _, states = ddim(gaussian.denoiser, EDMSchedule(), noise * sigmas[0], sigmas, NOTHING, return_trajectory=True)
+        states: list[Tensor] = []
+        ddim(gaussian.denoiser, EDMSchedule(), noise * sigmas[0], sigmas, NOTHING, record=states.append)
         return states[-2]  # At sigma_min, before the last jump to x0.
 
     found = errors(euler, gaussian, generator)
@@ -271,11 +272,12 @@ def test_trajectories_start_at_the_noise_and_end_at_x0(gaussian: object, generat
     """Along the way the state at each level is the exact one, up to the order of the method."""
     noise, sigmas = torch.randn(4, 2, 3, generator=generator), karras_sigmas(300, 0.002, 80, 7)
     exact = torch.stack([gaussian.solution(noise.double() * 80, 80, sigma) for sigma in sigmas.tolist()])
-    heun, heun_states = edm_heun(gaussian.denoiser, noise, NOTHING, sigmas, return_trajectory=True)
-    euler, euler_states = ddim(
-        gaussian.denoiser, EDMSchedule(), noise * 80, sigmas[:-1], NOTHING, return_trajectory=True
-    )
-    for x0, states, tolerance in ((heun, heun_states, 1e-3), (euler, euler_states, 5e-2)):
+    heun_states: list[Tensor] = []
+    euler_states: list[Tensor] = []
+    heun = edm_heun(gaussian.denoiser, noise, NOTHING, sigmas, record=heun_states.append)
+    euler = ddim(gaussian.denoiser, EDMSchedule(), noise * 80, sigmas[:-1], NOTHING, record=euler_states.append)
+    for x0, recorded, tolerance in ((heun, heun_states, 1e-3), (euler, euler_states, 5e-2)):
+        states = torch.stack(recorded)
         assert states.shape == (301, 4, 2, 3)
         assert states.dtype == x0.dtype == torch.float32
         assert torch.equal(states[0], noise * 80)
@@ -300,7 +302,8 @@ def test_the_state_is_float64(generator: torch.Generator) -> None:
 
     schedule = VPSchedule.from_diffusers(STABLE_DIFFUSION)
     timesteps = torch.arange(999, -1, -1)
-    _, states = ddim(lambda x, t, c: clean, schedule, noise, timesteps, NOTHING, return_trajectory=True)
+    states: list[Tensor] = []
+    ddim(lambda x, t, c: clean, schedule, noise, timesteps, NOTHING, record=states.append)
     alpha, sigma = (coefficient.double() for coefficient in schedule(timesteps))
     eps = (noise.double() - alpha[0] * clean) / sigma[0]
     exact = alpha[-1] * clean.double() + sigma[-1] * eps

@@ -299,12 +299,12 @@ def test_the_folder_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     assert (storage.uri, name) == (s3_root + "/sub", "x.txt")
 
 
-def test_twenty_thousand_files(tmp_path: Path) -> None:
+def test_a_listing_of_more_files_than_a_chunk(tmp_path: Path) -> None:
     (tmp_path / "commits").mkdir()
-    for number in range(20_000):
+    for number in range(2_500):
         (tmp_path / f"commits/{number:06d}.json").touch()
     listed = [info.path for info in Storage.open(str(tmp_path)).list("commits")]
-    assert sorted(listed) == [f"commits/{number:06d}.json" for number in range(20_000)]
+    assert sorted(listed) == [f"commits/{number:06d}.json" for number in range(2_500)]
 
 
 @pytest.mark.parametrize(
