@@ -66,15 +66,18 @@ def card(dataset: Dataset, sealed: dict[str, Any]) -> str:
     teacher = run.teacher.model_dump(exclude_none=True)
     source = ", ".join(f"{name} {value}" for name, value in teacher.items() if name != "kind")
     rejected = ", ".join(f"{reason}: {count:,}" for reason, count in sealed["rejected_by_reason"].items()) or "none"
+    num_prompts = -(-spec.num_samples // spec.pairs_per_prompt)
+    negative = f", negative prompt {spec.negative_prompt!r}" if spec.negative_prompt else ""
+    stored = f"{sealed['num_samples']:,} in {sealed['num_shards']:,} shards of {run.layout.samples_per_shard:,}"
     rows = {
         "teacher": f"{spec.teacher.kind} ({source})",
         "teacher weights": f"`{spec.teacher.weights_digest}`",
         "network": f"predicts {spec.teacher.parametrization}, {spec.teacher.dtype}, schedule `{spec.teacher.schedule}`",
         "sampler": _sampler(spec),
-        "guidance_scale": f"{spec.guidance_scale:g}" + (f", negative prompt {spec.negative_prompt!r}" if spec.negative_prompt else ""),
+        "guidance_scale": f"{spec.guidance_scale:g}{negative}",
         "seed": f"{spec.seed} (noise recipe {spec.noise_recipe})",
-        "prompts": f"{-(-spec.num_samples // spec.pairs_per_prompt):,} used, {spec.pairs_per_prompt} pairs each, digest `{spec.prompts_digest[:16]}`",
-        "samples": f"{sealed['num_samples']:,} in {sealed['num_shards']:,} shards of {run.layout.samples_per_shard:,}, {sealed['num_bytes'] / 1e6:,.1f} MB",
+        "prompts": f"{num_prompts:,}, {spec.pairs_per_prompt} pairs each, digest `{spec.prompts_digest[:16]}`",
+        "samples": f"{stored}, {sealed['num_bytes'] / 1e6:,.1f} MB",
         "prompts cut short": f"{sealed['num_truncated']:,} samples whose prompt is longer than the text encoder reads",
         "rejected": f"{sealed['num_rejected']:,} ({rejected})",
         "device time": f"{sealed['device_seconds'] / 3600:.2f} h",
@@ -114,7 +117,8 @@ at once. Only shards that `commits/` names exist; `stages/verify_shards.py` chec
 
 def _sampler(spec: PairsSpec) -> str:
     settings = spec.sampler.model_dump(exclude={"name"}, exclude_none=True)
-    return f"{spec.sampler.name} (" + ", ".join(f"{name} {value}" for name, value in settings.items() if value != {}) + ")"
+    listed = ", ".join(f"{name} {value}" for name, value in settings.items() if value != {})
+    return f"{spec.sampler.name} ({listed})"
 
 
 def _members(spec: PairsSpec) -> dict[str, str]:
@@ -125,7 +129,8 @@ def _members(spec: PairsSpec) -> dict[str, str]:
     if fields.noise:
         members["noise.npy"] = f"{shape} float16, unit variance: what the sampler started from"
     if fields.x0 == "latent":
-        members["x0.npy"] = f"{shape} {fields.x0_dtype}, the teacher's latent (decoder input = x0 / {spec.teacher.latent_scale:g})"
+        decoded = f"decoder input = x0 / {spec.teacher.latent_scale:g}"
+        members["x0.npy"] = f"{shape} {fields.x0_dtype}, the teacher's latent ({decoded})"
     if fields.x0 == "pixels":
         members["x0.npy"] = f"{image} {fields.x0_dtype}, the teacher's image in [-1, 1], unclipped"
     if fields.text_embedding:

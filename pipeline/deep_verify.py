@@ -68,7 +68,9 @@ def deep_verify(dataset: Dataset, num_samples: int, teacher_config: TeacherConfi
                 else:
                     stored = decode_array(members["x0.npy"]).astype(np.float32)
                 difference = np.linalg.norm(now.float().cpu().numpy() - stored)
-                comparisons.append(Comparison(row["key"], float(difference / max(float(np.linalg.norm(stored)), 1e-12))))
+                comparisons.append(
+                    Comparison(row["key"], float(difference / max(float(np.linalg.norm(stored)), 1e-12)))
+                )
     return comparisons
 
 

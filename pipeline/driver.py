@@ -137,7 +137,9 @@ def drive(
     """Bring every shard to a commit, or park it.
 
     Args:
+        executor: runs the attempts.
         shards: numbers of the shards that do not exist yet.
+        observer: is told what happens.
         stop: asks to finish what is in flight and to begin no more.
         max_errors_per_shard: attempts that may raise before a shard is parked.
         max_crashes_per_shard: attempts whose worker may die before a shard is parked.

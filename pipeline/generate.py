@@ -117,7 +117,9 @@ def _executor(config: GeneratePairsConfig, root: str) -> Executor:
         except ModuleNotFoundError as error:
             if error.name != "ray":
                 raise
-            raise UserError("runtime.executor: ray is not installed; pip install 'potstill[ray]' or choose in-process") from None
+            raise UserError(
+                "runtime.executor: ray is not installed; pip install 'potstill[ray]' or choose in-process"
+            ) from None
         return RayExecutor(make_worker, config.runtime)
     from pipeline.in_process_executor import InProcessExecutor
 
@@ -132,7 +134,9 @@ def _make_missing_shards(
     missing = [shard for shard in range(run.num_shards) if shard not in committed]
     num_done = run.spec.num_samples - sum(len(run.sample_ids(shard)) for shard in missing)
     dataset.unpark()
-    print(f"{dataset.storage.uri}: {len(committed)} of {run.num_shards} shards exist, {len(missing)} to make", flush=True)
+    print(
+        f"{dataset.storage.uri}: {len(committed)} of {run.num_shards} shards exist, {len(missing)} to make", flush=True
+    )
     progress = Progress(dataset, lease, num_done, runtime.progress_period_s, runtime.max_rejected_fraction)
     outcome = "failed"
     try:

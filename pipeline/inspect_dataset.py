@@ -28,14 +28,17 @@ def status(config: StatusConfig) -> None:
     rejected = sum(len(commit.rejected) for commit in commits)
     seconds = sum(commit.timing.sample_seconds for commit in commits)
     parked = sorted(dataset.parked())
-    rate = f"{stored / seconds:,.2f} images/s per device, {seconds / 3600:,.2f} device-hours" if seconds else "no rate yet"
+    megabytes = sum(commit.num_bytes for commit in commits) / 1e6
+    sampler = f"{spec.sampler.name}, guidance_scale {spec.guidance_scale:g}"
     print(f"dataset      {dataset.storage.uri}  ({run.fingerprint[:16]}, created {run.created})")
-    print(f"teacher      {spec.teacher.kind} {spec.teacher.weights_digest[:16]}, {spec.sampler.name}, guidance_scale {spec.guidance_scale:g}")
+    print(f"teacher      {spec.teacher.kind} {spec.teacher.weights_digest[:16]}, {sampler}")
     print(f"shards       {len(commits):,} of {run.num_shards:,} ({len(commits) / run.num_shards:.1%})")
-    print(f"pairs        {stored:,} of {spec.num_samples:,}, {rejected:,} rejected, {sum(c.num_bytes for c in commits) / 1e6:,.1f} MB")
-    print(f"speed        {rate}")
+    print(f"pairs        {stored:,} of {spec.num_samples:,}, {rejected:,} rejected, {megabytes:,.1f} MB")
+    if seconds:
+        print(f"speed        {stored / seconds:,.2f} images/s per device, {seconds / 3600:,.2f} device-hours")
     if parked:
-        print(f"parked       {len(parked):,}: {', '.join(map(str, parked[:10]))}{' ...' if len(parked) > 10 else ''} (reasons in parked/)")
+        first = ", ".join(map(str, parked[:10])) + (" ..." if len(parked) > 10 else "")
+        print(f"parked       {len(parked):,}: {first} (reasons in parked/)")
     print(f"state        {_state(dataset, len(commits))}")
 
 
@@ -75,7 +78,7 @@ def verify_shards(config: VerifyShardsConfig) -> None:
     if config.repair and findings.damaged:
         for shard, reason in findings.damaged.items():
             dataset.withdraw(shard, reason)
-        print(f"withdrew {len(findings.damaged)} damaged shards; run generate_pairs.py with the same config to make them again")
+        print(f"withdrew {len(findings.damaged)} damaged shards; run generate_pairs.py again to make just these")
     elif problems:
         hint = "; --repair withdraws the damaged shards" if findings.damaged else ""
         raise RunStopped(f"{config.root}: {len(problems)} problems{hint}")

@@ -37,7 +37,12 @@ class Lease:
         self._storage = storage
         self._period_s = period_s
         self._beat = 0
-        self._owner = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "process": _process_identity(os.getpid())}
+        self._owner = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process": _process_identity(os.getpid()),
+        }
         self._stop = threading.Event()
         self._lost: str | None = None
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -59,7 +64,9 @@ class Lease:
     def check(self) -> None:
         """Raise RunStopped when another run has taken the lease over (this process was suspended, say)."""
         if self._lost is not None:
-            raise RunStopped(f"{self._storage.uri}: {self._lost} has taken this output over; nothing is lost, leave the work to it")
+            raise RunStopped(
+                f"{self._storage.uri}: {self._lost} has taken this output over; nothing is lost, leave the work to it"
+            )
 
     def _acquire(self) -> None:
         while not self._storage.create(LEASE, self._record()):
@@ -67,7 +74,10 @@ class Lease:
             if found is None:
                 continue
             if not _ended_here(found):
-                print(f"waiting {3 * self._period_s:g} s to see whether {_name(found)} still works on this output", flush=True)
+                print(
+                    f"waiting {3 * self._period_s:g} s to see whether {_name(found)} still works on this output",
+                    flush=True,
+                )
                 deadline = time.monotonic() + 3 * self._period_s
                 while time.monotonic() < deadline:
                     time.sleep(self._period_s / 4)
@@ -75,7 +85,9 @@ class Lease:
                     if seen is None:
                         break
                     if seen != found:
-                        raise UserError(f"{self._storage.uri}: {_name(seen)} is working on this output; wait for it or stop it")
+                        raise UserError(
+                            f"{self._storage.uri}: {_name(seen)} is working on this output; wait for it or stop it"
+                        )
             if self._read() == found:
                 self._storage.delete(LEASE)
 

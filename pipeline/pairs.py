@@ -26,7 +26,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,9 +139,7 @@ class PairWorker:
                 code_revision=code_revision(),
                 versions=library_versions(),
             )
-            commit = commit_shard(
-                self._dataset.storage, self._dataset.run.fingerprint, shard, writer.finish(), timing
-            )
+            commit = commit_shard(self._dataset.storage, self._dataset.run.fingerprint, shard, writer.finish(), timing)
         return ShardResult(commit, adopted=commit.timing != timing, device_seconds=device_seconds)
 
     def _batches(self, ids: range) -> Iterator[range]:

@@ -28,7 +28,8 @@ def print_plan(config: GeneratePairsConfig, run: Run, prompts: Path) -> None:
     """Print samples, shards, teacher evaluations, bytes per field and, after a probe, device-hours."""
     spec, num = run.spec, run.spec.num_samples
     evaluations = teachers.sampler_evaluations(config.teacher, spec.sampler, spec.guidance_scale)
-    print(f"samples              {num:,} ({spec.pairs_per_prompt} for each of {-(-num // spec.pairs_per_prompt):,} prompts)")
+    num_prompts = -(-num // spec.pairs_per_prompt)
+    print(f"samples              {num:,} ({spec.pairs_per_prompt} for each of {num_prompts:,} prompts)")
     print(f"shards               {run.num_shards:,} of {run.layout.samples_per_shard:,} samples")
     print(f"teacher evaluations  {num * evaluations:,} ({evaluations} a sample)")
     print(f"fingerprint          {run.fingerprint}")
@@ -42,9 +43,9 @@ def print_plan(config: GeneratePairsConfig, run: Run, prompts: Path) -> None:
     print(f"  {'all':<18} {total:>12,.0f} bytes a sample, {_human(total * num)} in all")
     where = torch.cuda.get_device_name() if config.runtime.gpus_per_actor > 0 else "a CPU worker of this machine"
     hours = num / images_per_second / 3600
-    workers = config.runtime.actors or 1
     print(f"device-hours         {hours:,.2f} at {images_per_second:,.2f} images/s on {where}")
-    print(f"hours                {hours / workers:,.2f} with {workers} workers" if workers > 1 else f"hours                {hours:,.2f} with 1 worker; n workers take 1/n")
+    workers = f"{config.runtime.actors} actors" if config.runtime.actors else "1 actor; n actors take 1/n"
+    print(f"hours                {hours / (config.runtime.actors or 1):,.2f} with {workers}")
 
 
 def _probe(config: GeneratePairsConfig, run: Run, prompts: Path) -> tuple[Counter[str], float]:
@@ -53,7 +54,9 @@ def _probe(config: GeneratePairsConfig, run: Run, prompts: Path) -> tuple[Counte
     spec = run.spec.model_copy(update={"num_samples": min(_PROBE_BATCHES * size, run.spec.num_samples)})
     layout = PairsLayout(samples_per_shard=size)
     num_shards = -(-spec.num_samples // size)
-    small = run.model_copy(update={"spec": spec, "fingerprint": fingerprint(spec), "layout": layout, "num_shards": num_shards})
+    small = run.model_copy(
+        update={"spec": spec, "fingerprint": fingerprint(spec), "layout": layout, "num_shards": num_shards}
+    )
     sizes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.open(folder)

@@ -117,7 +117,9 @@ class Progress:
         """Count a shard that is given up for this run, and leave its note."""
         self._lost_device_seconds += outcome.lost_seconds
         self._parked[shard] = f"{type(outcome.error).__name__}: {_first_line(outcome.error)}"
-        self._dataset.park(shard, json.dumps({"shard": shard, "attempts": attempts, "reason": reason}, indent=1).encode())
+        self._dataset.park(
+            shard, json.dumps({"shard": shard, "attempts": attempts, "reason": reason}, indent=1).encode()
+        )
         self.say(f"shard {shard}: parked after {attempts} attempts ({self._parked[shard]})")
         self._event("parked", shard=shard, worker=outcome.worker, attempts=attempts, reason=reason)
 

@@ -43,13 +43,19 @@ class Dataset:
         try:
             data = storage.read(RUN)
         except FileNotFoundError:
-            raise UserError(f"{storage.uri}: no {RUN}, so not a pair dataset; name a root that generate_pairs.py wrote") from None
+            raise UserError(
+                f"{storage.uri}: no {RUN}, so not a pair dataset; name a root that generate_pairs.py wrote"
+            ) from None
         try:
             run = Run.model_validate_json(data)
         except ValidationError as error:
-            raise DamagedRecord(f"{storage.uri}/{RUN}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+            raise DamagedRecord(
+                f"{storage.uri}/{RUN}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+            ) from None
         if fingerprint(run.spec) != run.fingerprint:
-            raise DamagedRecord(f"{storage.uri}/{RUN}: the spec does not match its fingerprint; it was edited or damaged")
+            raise DamagedRecord(
+                f"{storage.uri}/{RUN}: the spec does not match its fingerprint; it was edited or damaged"
+            )
         return Dataset(storage, run)
 
     @staticmethod
@@ -65,12 +71,17 @@ class Dataset:
             if storage.create(RUN, run.to_json()):
                 return Dataset(storage, run)
         existing = Dataset.open(storage)
-        there = {"spec": existing.run.spec.model_dump(mode="json"), "layout": existing.run.layout.model_dump(mode="json")}
+        there = {
+            "spec": existing.run.spec.model_dump(mode="json"),
+            "layout": existing.run.layout.model_dump(mode="json"),
+        }
         here = {"spec": run.spec.model_dump(mode="json"), "layout": run.layout.model_dump(mode="json")}
         differing = differences(there, here)
         if differing:
             listed = "; ".join(f"{name} is {old!r} there, {new!r} here" for name, old, new in differing)
-            raise UserError(f"{storage.uri}: holds another dataset ({listed}); restore these settings or name a new output")
+            raise UserError(
+                f"{storage.uri}: holds another dataset ({listed}); restore these settings or name a new output"
+            )
         return existing
 
     def committed(self) -> set[int]:
@@ -97,7 +108,9 @@ class Dataset:
         except FileNotFoundError:
             return None
         if commit.fingerprint != self.run.fingerprint:
-            raise DamagedRecord(f"{path}: belongs to dataset {commit.fingerprint[:12]}, this is {self.run.fingerprint[:12]}")
+            raise DamagedRecord(
+                f"{path}: belongs to dataset {commit.fingerprint[:12]}, this is {self.run.fingerprint[:12]}"
+            )
         return commit
 
     def park(self, shard: int, reason: bytes) -> None:

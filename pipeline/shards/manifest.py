@@ -64,7 +64,9 @@ def write_manifest(dataset: Dataset) -> dict[str, Any]:
     missing = dataset.run.num_shards - len(commits)
     if missing:
         raise DamagedShard(f"{storage.uri}: {missing} of {dataset.run.num_shards} shards have no commit record")
-    storage.write(SHARDS_TABLE, _parquet(pa.Table.from_pylist([_shard_row(dataset, c) for c in commits], SHARDS_SCHEMA)))
+    storage.write(
+        SHARDS_TABLE, _parquet(pa.Table.from_pylist([_shard_row(dataset, c) for c in commits], SHARDS_SCHEMA))
+    )
     num_parts = 0
     for num_parts, part in enumerate(_parts(read_indices(dataset, commits)), start=1):
         storage.write(samples_table(num_parts - 1), _parquet(part))

@@ -24,7 +24,6 @@ from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.guidance import guided
 from pipeline.diffusion.parametrization import Parametrization
 from pipeline.diffusion.schedules import VPSchedule
-from pipeline.teachers import schedulers
 from pipeline.teachers.base import Teacher, calls_per_prediction
 from pipeline.teachers.digest import weights_digest, without_volatile
 from pipeline.teachers.folder import (
@@ -36,6 +35,7 @@ from pipeline.teachers.folder import (
     open_folder,
     sample_shape,
 )
+from pipeline.teachers.schedulers import SchedulerLoop, check_sampler, sample_generators
 
 
 def identify(config: StableDiffusionTeacherConfig) -> TeacherIdentity:
@@ -55,14 +55,14 @@ def check(config: StableDiffusionTeacherConfig, settings: PairsSettings) -> None
             "name: diffusers and a scheduler"
         )
     folder = open_folder(config)
-    schedulers.check_sampler(settings.sampler, folder.config("scheduler"), _schedule(folder))
+    check_sampler(settings.sampler, folder.config("scheduler"), _schedule(folder))
 
 
 def sampler_evaluations(config: StableDiffusionTeacherConfig, sampler: SamplerConfig, guidance_scale: float) -> int:
     """Network evaluations of one sample, for a sampler that :func:`check` has passed."""
     assert sampler.name == "diffusers"
-    predictions = schedulers.num_predictions(sampler, open_folder(config).config("scheduler"))
-    return predictions * calls_per_prediction(guidance_scale)
+    loop = SchedulerLoop(sampler, open_folder(config).config("scheduler"))
+    return loop.num_predictions * calls_per_prediction(guidance_scale)
 
 
 class StableDiffusionTeacher(Teacher):
@@ -93,6 +93,7 @@ class StableDiffusionTeacher(Teacher):
         self._text_encoder: CLIPTextModel = _load_network(CLIPTextModel, folder, "text_encoder", dtype, device)
         self._tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
         self._scheduler_config = folder.config("scheduler")
+        self._loop: SchedulerLoop | None = None
         self._schedule = _schedule(folder)
         self._parametrization = _parametrization(folder)
         if channels_last:
@@ -144,8 +145,9 @@ class StableDiffusionTeacher(Teacher):
         def predict(x_t: Tensor, t: Tensor) -> Tensor:
             return guided(network, x_t, t, condition, unconditional, guidance_scale)
 
-        generators = schedulers.sample_generators(seed, sample_ids)
-        return schedulers.run(sampler, self._scheduler_config, predict, noise, generators)
+        if self._loop is None or self._loop.sampler != sampler:
+            self._loop = SchedulerLoop(sampler, self._scheduler_config, self.device)
+        return self._loop(predict, noise, sample_generators(seed, sample_ids))
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:

@@ -125,7 +125,8 @@ class NoopWorker:
     def run(self, shard: int, attempt: int) -> ShardResult:
         """Return a commit record of nothing."""
         timing = Timing(
-            attempt=attempt, host="h", device="cpu", started="", sample_seconds=0, total_seconds=0, code_revision="", versions={}
+            attempt=attempt, host="h", device="cpu", started="", sample_seconds=0, total_seconds=0, code_revision="",
+            versions={},
         )  # fmt: skip
         commit = Commit(
             shard=shard, fingerprint="", path="", sha256="", num_bytes=0, index_path="", index_sha256="", num_samples=1,

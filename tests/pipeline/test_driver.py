@@ -109,7 +109,7 @@ def full(number=errno.ENOSPC):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_stops_the_run_instead_of_parking_everything(number):
     recorder = Recorder()
-    with pytest.raises(RunStopped, match="no space left.*every committed shard is intact"):
+    with pytest.raises(RunStopped, match=r"no space left.*every committed shard is intact"):
         run({shard: [full(number)] * 9 for shard in range(100)}, 100, recorder=recorder)
     assert recorder.given_up == {}
 

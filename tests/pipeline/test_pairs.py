@@ -332,7 +332,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
 
 
 def test_a_changed_spec_is_refused_with_the_fields_that_differ(dataset, tmp_path):
-    config, root = dataset
+    _, root = dataset
     before = files(root)
     (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS[:-1], "a white ring"]) + "\n")
     changed = toy_config(

@@ -150,7 +150,7 @@ def test_a_stop_request_finishes_the_shards_in_flight(truth, head, tmp_path):
     process = stage.start(*generate(truth, root), ray_address=head.address)
     stage.wait_for_commits(root, 2, process)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "stopped: on request" in err
     assert not (root / "lease.json").exists()
@@ -164,7 +164,11 @@ def test_a_stop_request_finishes_the_shards_in_flight(truth, head, tmp_path):
 def test_gpus_asked_of_a_cluster_without_any_are_refused(truth, head, tmp_path):
     done = stage.run(*generate(truth, tmp_path / "root", "--runtime.gpus_per_actor", 1), ray_address=head.address)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: runtime.gpus_per_actor: 1 asked, the cluster has no GPU")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: runtime.gpus_per_actor: 1 asked, the cluster has no GPU")
+    )
     assert not (tmp_path / "root").exists()
 
 
@@ -196,11 +200,18 @@ def test_ray_job_submit_end_to_end(truth, head, tmp_path):
     ray = str(Path(sys.executable).with_name("ray"))
     submit = [ray, "job", "submit", "--address", head.jobs, "--working-dir", ".", "--", "python"]
     arguments = [f"stages/{generate(truth, root)[0]}.py", *map(str, generate(truth, root)[1:])]
-    done = subprocess.run([*submit, *arguments], cwd=stage.ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [*submit, *arguments], cwd=stage.ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert shard_bytes(root) == truth[1]
     relative = subprocess.run(
-        [*submit, *arguments[:4], "out/relative"], cwd=stage.ROOT, capture_output=True, text=True, timeout=240, check=False
+        [*submit, *arguments[:4], "out/relative"],
+        cwd=stage.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert relative.returncode != 0
     assert "not an absolute path" in relative.stdout + relative.stderr
@@ -237,5 +248,3 @@ def test_a_full_disk_stops_with_a_clear_message_and_keeps_every_commit(truth, he
     done = stage.run(*generate(truth, tmp_path / "larger", "--layout.samples_per_shard", 8), ray_address=head.address)
     assert done.returncode == 0, done.stderr
     assert report(tmp_path / "larger")["shards_committed"] == NUM_SHARDS // 2 - len(committed)
-
-

@@ -1,5 +1,9 @@
 """The shards are plain WebDataset: three readers we did not write take them as they are."""
 
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from support.toy import PROMPTS, toy_config
@@ -27,55 +31,35 @@ def check(samples):
         assert sample["json"]["key"] == sample["key"]
 
 
+def named(sample):
+    """A sample under the names of ``check``, from its members' names."""
+    names = {"key": "__key__", "noise": "noise.npy", "x0": "x0.npy", "image": "png", "prompt": "txt", "json": "json"}
+    return {name: sample[suffix] for name, suffix in names.items()}
+
+
 def test_webdataset(shards):
     import webdataset as wds
 
     dataset = wds.WebDataset(shards, shardshuffle=False).decode("rgb8")
-    check(
-        [
-            {"key": s["__key__"], "noise": s["noise.npy"], "x0": s["x0.npy"], "image": s["png"], "prompt": s["txt"], "json": s["json"]}
-            for s in dataset
-        ]
-    )  # fmt: skip
+    check([named(sample) for sample in dataset])
 
 
 def test_hugging_face_datasets(shards, tmp_path):
     import datasets
 
     loaded = datasets.load_dataset("webdataset", data_files={"train": shards}, split="train", cache_dir=str(tmp_path))
-    samples = []
-    for s in loaded:
-        samples.append(
-            {
-                "key": s["__key__"],
-                "noise": np.asarray(s["noise.npy"], dtype=np.float16),
-                "x0": np.asarray(s["x0.npy"]),
-                "image": np.asarray(s["png"]),
-                "prompt": s["txt"],
-                "json": s["json"],
-            }
-        )
-    check(samples)
+    arrays = {"noise.npy": np.float16, "x0.npy": np.float16, "png": np.uint8}
+    check([named(s | {name: np.asarray(s[name], dtype) for name, dtype in arrays.items()}) for s in loaded])
 
 
 def test_ray_data(shards, head):
-    import subprocess
-    import sys
-
     code = f"""
 import ray, pickle, sys
 ray.init({head.address!r}, log_to_driver=False, configure_logging=False)
 rows = ray.data.read_webdataset({shards!r}).take_all()
 sys.stdout.buffer.write(b"ROWS" + pickle.dumps([dict(row) for row in rows]))
 """
-    import pickle
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr.decode()
     rows = pickle.loads(done.stdout.partition(b"ROWS")[2])
-    check(
-        [
-            {"key": r["__key__"], "noise": r["noise.npy"], "x0": r["x0.npy"], "image": np.asarray(r["png"]), "prompt": r["txt"], "json": r["json"]}
-            for r in rows
-        ]
-    )  # fmt: skip
+    check([named(row | {"png": np.asarray(row["png"])}) for row in rows])

@@ -226,7 +226,7 @@ def test_a_sealed_dataset_that_lost_a_commit_is_damaged(root):
 def test_repair_makes_exactly_the_damaged_shards_again(root, pristine, capsys):
     rewrite(root, DAMAGE["a payload byte is flipped"])
     (root / record(root, 4)["path"]).unlink()
-    with pytest.raises(RunStopped, match="2 problems; --repair withdraws"):
+    with pytest.raises(RunStopped, match=r"2 problems; --repair withdraws"):
         verify_shards(VerifyShardsConfig(root=str(root)))
     kept = {name: data for name, data in files(root / "commits").items() if name not in ("000002.json", "000004.json")}
     verify_shards(VerifyShardsConfig(root=str(root), repair=True))
@@ -279,5 +279,5 @@ def test_deep_finds_a_dataset_that_is_consistent_and_wrong(root):
 
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no run.json, so not a pair dataset"):
+    with pytest.raises(UserError, match=r"no run.json, so not a pair dataset"):
         verify_shards(VerifyShardsConfig(root=str(tmp_path)))

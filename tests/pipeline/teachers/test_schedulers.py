@@ -11,10 +11,9 @@ from configs.schema import DiffusersSampler
 from pipeline.diffusion.schedules import VPSchedule
 from pipeline.teachers.schedulers import (
     SUITABLE,
+    SchedulerLoop,
     check_sampler,
     make_scheduler,
-    num_predictions,
-    run,
     sample_generators,
 )
 
@@ -47,14 +46,15 @@ def test_a_sample_does_not_depend_on_its_batch_nor_on_global_randomness(name: st
     z, ids = noise(5), [3, 1, 4, 15, 9]
     settings = sampler(name)
     check(settings)
+    loop = SchedulerLoop(settings, OWN)
     state = torch.random.get_rng_state()
-    batch = run(settings, OWN, network, z, sample_generators(7, ids))
+    batch = loop(network, z, sample_generators(7, ids))
     torch.manual_seed(123)
-    singles = [run(settings, OWN, network, z[i : i + 1], sample_generators(7, ids[i : i + 1])) for i in range(len(ids))]
+    singles = [loop(network, z[i : i + 1], sample_generators(7, ids[i : i + 1])) for i in range(len(ids))]
     torch.testing.assert_close(torch.cat(singles), batch, rtol=1e-6, atol=1e-6 * batch.abs().max().item())
     torch.manual_seed(123)
     expected = torch.random.get_rng_state()
-    run(settings, OWN, network, z, sample_generators(7, ids))
+    loop(network, z, sample_generators(7, ids))
     assert torch.equal(torch.random.get_rng_state(), expected)
     torch.random.set_rng_state(state)
 
@@ -73,10 +73,11 @@ def test_a_sample_does_not_depend_on_its_batch_nor_on_global_randomness(name: st
 )
 def test_added_noise_derives_from_seed_and_sample_id(settings: DiffusersSampler) -> None:
     z = noise(1).expand(3, -1, -1, -1)
-    same_noise = run(settings, OWN, network, z, sample_generators(7, [0, 1, 0]))
+    loop = SchedulerLoop(settings, OWN)
+    same_noise = loop(network, z, sample_generators(7, [0, 1, 0]))
     assert torch.equal(same_noise[0], same_noise[2])
     assert not torch.allclose(same_noise[0], same_noise[1], atol=1e-2)
-    other_seed = run(settings, OWN, network, z, sample_generators(8, [0, 1, 0]))
+    other_seed = loop(network, z, sample_generators(8, [0, 1, 0]))
     assert not torch.allclose(same_noise, other_seed, atol=1e-2)
 
 
@@ -90,13 +91,14 @@ def test_num_predictions_are_the_calls(name: str, steps: int) -> None:
         calls += 1
         return network(x_t, t)
 
-    run(sampler(name, steps), OWN, counting, noise(1), sample_generators(0, [0]))
-    assert calls == num_predictions(sampler(name, steps), OWN)
+    loop = SchedulerLoop(sampler(name, steps), OWN)
+    loop(counting, noise(1), sample_generators(0, [0]))
+    assert calls == loop.num_predictions
 
 
 def test_num_predictions_of_pndm_and_heun() -> None:
-    assert num_predictions(sampler("PNDMScheduler", 50), OWN) == 51
-    assert num_predictions(sampler("HeunDiscreteScheduler", 50), OWN) == 99
+    assert SchedulerLoop(sampler("PNDMScheduler", 50), OWN).num_predictions == 51
+    assert SchedulerLoop(sampler("HeunDiscreteScheduler", 50), OWN).num_predictions == 99
 
 
 def test_a_perfect_network_is_followed_to_the_data() -> None:
@@ -107,7 +109,8 @@ def test_a_perfect_network_is_followed_to_the_data() -> None:
         alpha, sigma = schedule(t)
         return (x_t - alpha * point) / sigma
 
-    x0 = run(sampler("DDIMScheduler", 7, set_alpha_to_one=True), OWN, perfect, noise(2), sample_generators(0, [0, 1]))
+    loop = SchedulerLoop(sampler("DDIMScheduler", 7, set_alpha_to_one=True), OWN)
+    x0 = loop(perfect, noise(2), sample_generators(0, [0, 1]))
     torch.testing.assert_close(x0, point.expand(2, *SHAPE), rtol=0, atol=1e-4)
 
 
@@ -121,7 +124,7 @@ def test_starts_from_the_noise_at_the_first_level() -> None:
     z = noise(2)
     for name, options in [("PNDMScheduler", {}), ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"})]:
         seen.clear()
-        run(sampler(name, 4, **options), OWN, record, z, sample_generators(0, [0, 1]))
+        SchedulerLoop(sampler(name, 4, **options), OWN)(record, z, sample_generators(0, [0, 1]))
         # What the network sees is scaled to unit variance in either convention: sigma / sqrt(1 + sigma^2) is near 1.
         torch.testing.assert_close(seen[0], z, rtol=0.004, atol=0)
 
