@@ -1,17 +1,18 @@
 """The two ways a run may end short of success without being a bug.
 
-Contract of every script: exit code 0 done, 2 the user's mistake, 1 anything else. The exceptions here carry exactly
-one line that names the key or file and the fix; :func:`exit_codes` turns them into that line and that code.
+Contract of every script: exit code 0 done, 2 the user's mistake, 1 anything else. The exceptions here carry
+one line that names the key or file and the fix (a config with several mistakes: one line each); :func:`exit_codes`
+turns them into those lines and that code.
 Every other exception keeps its traceback and exits 1.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """The user's mistake: one line that names the key or the file, and the fix. Exit code 2."""
+    """The user's mistake: a line that names the key or the file, and the fix. Exit code 2."""
 
 
 class RunStopped(Exception):
@@ -19,12 +20,13 @@ class RunStopped(Exception):
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
+def exit_codes() -> "Generator[None]":
     """Run a script's body; end the process with code 2 on :class:`UserError` and 1 on :class:`RunStopped`."""
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except RunStopped as error:
         print(f"stopped: {error}", file=sys.stderr)

@@ -164,4 +164,4 @@ def _without_empty(given: Tree) -> Tree:
 def _sentence(box: str) -> str:
     """The first paragraph inside the box that tyro draws around an error, in one line."""
     rows = (row.strip("│ ") for row in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:])
-    return " ".join(itertools.takewhile(lambda row: row.strip("─╰╯"), rows)).removeprefix("Error parsing ")
+    return " ".join(itertools.takewhile(lambda row: row.strip("─╰╯"), rows))

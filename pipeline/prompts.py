@@ -179,7 +179,7 @@ def _judge(
     rows = iter(texts)
     while chunk := [normalise(text or "") for text in islice(rows, _CHUNK)]:
         reasons = [_reason(prompt, config, blocked) for prompt in chunk]
-        digests = [hashlib.sha256(prompt.encode()).digest()[:16] for prompt in chunk]
+        digests = [_digest(prompt) for prompt in chunk]
         passed = [position for position, reason in enumerate(reasons) if reason is None]
         is_new = seen.add([digests[position] for position in passed])
         for position in np.flatnonzero(~is_new):
@@ -198,6 +198,11 @@ def _reason(prompt: str, config: PromptsConfig, blocked: Callable[[str], bool] |
     if blocked is not None and blocked(prompt):
         return "blocklisted"
     return None
+
+
+def _digest(prompt: str) -> bytes:
+    """Return 128 bits of the prompt: the first 64 are its id, all tell it from others."""
+    return hashlib.sha256(prompt.encode()).digest()[:16]
 
 
 def _canonical(ids: Sequence[str], prompts: Sequence[str]) -> bytes:
@@ -329,7 +334,7 @@ class PromptTable:
         for start, stop in zip(self._starts[:-1], self._starts[1:], strict=True):
             ids, prompts = self.rows(int(start), int(stop))
             for prompt_id, prompt in zip(ids, prompts, strict=True):
-                if prompt_id != hashlib.sha256(prompt.encode()).hexdigest()[:16]:
+                if prompt_id != _digest(prompt)[:8].hex():
                     raise UserError(f"{self._path}: {prompt_id} is not the id of its prompt; make the table again")
             digest.update(_canonical(ids, prompts))
         if digest.hexdigest() != self.digest:

@@ -15,6 +15,7 @@ import io
 import json
 import tarfile
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,7 @@ def encode_members(sample: Sample, fields: FieldsConfig, fingerprint: str) -> di
 
 def encode_image(image: NDArray[np.uint8], kind: str) -> bytes:
     """(H, W, 3) uint8 as png (level 1: six times faster than the default, 17 % larger), lossless webp or jpg 95."""
-    options = {
+    options: dict[str, Any] = {
         "png": {"format": "PNG", "compress_level": 1},
         "webp": {"format": "WEBP", "lossless": True, "method": 0, "exact": True},
         "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},

@@ -13,6 +13,7 @@ Also: the prompt table's digest, the manifest of a sealed dataset, and files tha
 """
 
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -258,16 +259,17 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-class _HashingReader:
+class _HashingReader(io.BufferedIOBase):
     """A sequential reader that hashes what passes through."""
 
     def __init__(self, source: BinaryIO) -> None:
+        super().__init__()
         self._source = source
         self.sha256 = hashlib.sha256()
         self.num_bytes = 0
 
-    def read(self, size: int) -> bytes:
-        data = bytes(self._source.read(size))
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = self._source.read(-1 if size is None else size)
         self.sha256.update(data)
         self.num_bytes += len(data)
         return data

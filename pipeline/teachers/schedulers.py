@@ -8,8 +8,8 @@ and the options of the sampler replace entries of it. What diffusers leaves unsa
 class does not know (diffusers drops it in silence), an option that redefines what the network was trained on, and a
 scheduler whose randomness cannot be derived per sample.
 
-Every batch starts from a copy of a fresh scheduler, because multistep schedulers remember. Its arithmetic is float32. Nothing is
-clipped or thresholded unless an option asks for it.
+Every batch starts from a copy of a fresh scheduler, because multistep schedulers remember. Its arithmetic is float32.
+Nothing is clipped or thresholded unless an option asks for it.
 """
 
 import copy

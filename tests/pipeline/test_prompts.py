@@ -254,13 +254,19 @@ def test_seen_digests_takes_16_bytes_each_in_few_runs() -> None:
 
 
 @pytest.mark.parametrize("tail", [b"\1" * 8, bytes(7) + b"\1"])
-def test_prompts_that_would_share_an_id_are_refused(prepare: Callable, tail: bytes) -> None:
+def test_prompts_that_would_share_an_id_are_refused(
+    prepare: Callable, monkeypatch: pytest.MonkeyPatch, tail: bytes
+) -> None:
     seen = SeenDigests()
     seen.add([b"12345678" + bytes(8), b"12345679" + tail])
     seen.refuse_collisions()
     seen.add([b"12345678" + tail])
     with pytest.raises(UserError, match="id 3132333435363738; leave one out"):
         seen.refuse_collisions()
+
+    monkeypatch.setattr(prompts_module, "_digest", lambda prompt: b"12345678" + prompt.encode().ljust(8))
+    with pytest.raises(UserError, match="two different prompts have the id 3132333435363738"):
+        prepare(["a", "b"])
 
 
 def test_memory_does_not_hold_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +353,7 @@ def test_long_lines(prepare: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_prompt(tmp_path: Path) -> None:
-    for name, content in [("x.txt", "a\n"), ("x.csv", "prompt\na\n"), ("x.jsonl", '{"prompt": "a"}\n')]:
+    for name, content in [("X.TXT", "a\n"), ("x.csv", "prompt\na\n"), ("x.jsonl", '{"prompt": "a"}\n')]:
         (tmp_path / name).write_text(content, encoding="utf-8-sig")
         report = prepare_prompts(PromptsConfig(path=str(tmp_path / name)), tmp_path / f"{name}.parquet")
         assert [prompt for _, prompt in rows_of(report.output)] == ["a"]

@@ -93,11 +93,15 @@ def close(actual: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 @pytest.mark.parametrize("settings", SAMPLERS, ids=lambda s: "-".join([s.scheduler, *s.options]))
 def test_samples_and_images_are_those_of_the_diffusers_pipeline(
-    family: tuple[StableDiffusionTeacher, StableDiffusionPipeline], settings: DiffusersSampler, guidance_scale: float
+    family: tuple[StableDiffusionTeacher, StableDiffusionPipeline],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: DiffusersSampler,
+    guidance_scale: float,
 ) -> None:
     teacher, pipeline = family
     options = {key: value for key, value in settings.options.items() if key != "eta"}
-    pipeline.scheduler = getattr(diffusers, settings.scheduler).from_config(pipeline.scheduler.config, **options)
+    scheduler = getattr(diffusers, settings.scheduler).from_config(pipeline.scheduler.config, **options)
+    monkeypatch.setattr(pipeline, "scheduler", scheduler)
     arguments = {
         "prompt": PROMPTS,
         "negative_prompt": [NEGATIVE] * 3,
