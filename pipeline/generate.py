@@ -42,10 +42,10 @@ def generate_pairs(config: GeneratePairsConfig) -> None:
     storage = Storage.open(config.output)
     teachers.check(config.teacher, config.spec)
     with tempfile.TemporaryDirectory() as folder:
-        prompts = _prompt_table(config, Path(folder))
-        run = _resolve(config, PromptTable.open(Storage.open(str(prompts.parent)), prompts.name))
+        table = Path(folder) / PROMPTS
+        run = _resolve(config, _prompt_table(config, table))
         if config.plan:
-            print_plan(config, run, prompts)
+            print_plan(config, run, table)
             return
         executor = _executor(config, storage.uri)
         try:
@@ -55,21 +55,24 @@ def generate_pairs(config: GeneratePairsConfig) -> None:
                 return
             with Lease(storage, config.runtime.lease_period_s) as lease, StopRequest().installed() as stop:
                 if not storage.exists(PROMPTS):
-                    storage.upload(PROMPTS, prompts)
+                    storage.upload(PROMPTS, table)
                 _make_missing_shards(config, dataset, executor, lease, stop)
                 _finish(config, dataset)
         finally:
             executor.close()
 
 
-def _prompt_table(config: GeneratePairsConfig, folder: Path) -> Path:
-    """The prompt table as a local file: the one that is named, or one prepared from what is named."""
-    source = Path(config.prompts.path).absolute()
+def _prompt_table(config: GeneratePairsConfig, table: Path) -> PromptTable:
+    """Put the prompt table at ``table``: the one that is named, or one prepared from what is named."""
+    source = config.prompts.path
     if is_prompt_table(source):
-        return source
-    table = folder / PROMPTS
-    print(prepare_prompts(config.prompts, table))
-    return table
+        storage, name = Storage.of_file(source)
+        storage.download(name, table)
+    else:
+        info = prepare_prompts(config.prompts, table).info
+        dropped = ", ".join(f"{reason} {number:,}" for reason, number in info.dropped.items() if number) or "none"
+        print(f"{source}: {info.count:,} prompts; dropped: {dropped}")
+    return PromptTable.open(*Storage.of_file(str(table)))
 
 
 def _resolve(config: GeneratePairsConfig, prompts: PromptTable) -> Run:

@@ -69,7 +69,10 @@ STEP_OPTIONS = frozenset({"eta", "s_churn", "s_tmin", "s_tmax", "s_noise"})
 """Options that are not config entries but arguments of ``step``, in the classes that have them."""
 
 PIPELINE_ENTRIES = {"steps_offset": 1, "clip_sample": False}
-"""What StableDiffusionPipeline sets in the config of any scheduler it is given, whatever the file says."""
+"""StableDiffusionPipeline forces these on the scheduler it loads; here they hold for every scheduler that has them.
+
+Otherwise a DDIMScheduler made from a PNDMScheduler's config would clip latents to [-1, 1], its default.
+"""
 
 
 class SchedulerLoop:

@@ -367,3 +367,24 @@ def test_a_plan_counts_and_writes_nothing(tmp_path, capsys):
     assert "noise.npy                 1,024 bytes a sample" in printed  # 512 header + 128 + 384 bytes, padded
     assert "device-hours" in printed
     assert not (tmp_path / "root").exists()
+
+
+def test_a_prepared_table_is_taken_as_it_is(dataset, tmp_path):
+    config, root = dataset
+    table = tmp_path / "table.parquet"
+    table.write_bytes((root / "prompts.parquet").read_bytes())
+    prompts = {"path": str(table), "column": "ignored", "min_chars": 100}  # filters are for sources
+    generate_pairs(toy_config(tmp_path / "root", tmp_path, prompts=prompts))
+    assert shard_bytes(tmp_path / "root") == shard_bytes(root)
+
+
+def test_two_prompts_in_one_batch_and_a_prompt_across_batches(tmp_path, dataset):
+    # pairs_per_prompt 8 in batches of 5: every combination of cut prompts and mixed batches.
+    _, root = dataset
+    generate_pairs(
+        toy_config(tmp_path / "root", tmp_path, runtime={"batch_size": 5}, layout={"samples_per_shard": 40})
+    )
+    ours = samples(tmp_path / "root")
+    assert {key: row["prompt"] for key, (_, row) in ours.items()} == {
+        key: row["prompt"] for key, (_, row) in samples(root).items()
+    }

@@ -1,0 +1,79 @@
+"""What a reader may rely on about the tree as a whole."""
+
+import ast
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("configs", "pipeline", "stages", "trainer")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+HEAVY = ("ray", "accelerate", "torchvision", "transformers", "diffusers", "cleanfid", "open_clip", "lpips")
+
+
+def test_the_import_contracts_hold():
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Contracts: 7 kept, 0 broken." in done.stdout
+
+
+@pytest.mark.parametrize("package", ["stages", "trainer"])
+def test_no_script_shadows_a_module(package):
+    # A script's folder comes first on the import path: a file named like a library would hide it from everyone.
+    libraries = set(sys.stdlib_module_names) | set(metadata.packages_distributions())
+    names = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    assert names.isdisjoint(libraries - set(PACKAGES))
+
+
+def test_importing_the_pipeline_brings_no_heavy_library():
+    code = (
+        "import configs, configs.load, configs.schema, pipeline, pipeline.shards.layout, sys;"
+        f"print([name for name in {HEAVY + ('torch', 'pyarrow')!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_generating_in_process_needs_no_ray():
+    code = f"import pipeline.generate, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_one_concept_and_says_which(path):
+    source = path.read_text()
+    assert len(source.splitlines()) <= 400
+    assert ast.get_docstring(ast.parse(source))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_unpickled(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not {alias.name for alias in node.names} & {"pickle", "dill", "joblib", "shelve", "marshal"}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            match ast.unparse(node.func.value):
+                case "torch":
+                    assert keywords.get("weights_only") == "True"
+                case "np":
+                    assert keywords.get("allow_pickle") == "False"
+
+
+@pytest.mark.parametrize("stage", sorted(path.name for path in (ROOT / "stages").glob("[a-z]*.py")))
+def test_a_stage_is_thin_and_helps_from_any_folder(stage, tmp_path):
+    path = ROOT / "stages" / stage
+    assert len(path.read_text().splitlines()) < 80
+    done = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--config" in done.stdout
