@@ -15,6 +15,9 @@ A local folder needs a file system with hard links (every POSIX one, NFS include
 when they lead out of the folder. Credentials and endpoints come from the environment (``AWS_ACCESS_KEY_ID``,
 ``AWS_ENDPOINT_URL``, ``AWS_ALLOW_HTTP``, ``GOOGLE_SERVICE_ACCOUNT``, ``AZURE_STORAGE_ACCOUNT_NAME``, ...) or from the
 machine's own role, and no message contains them.
+
+obstore works in threads, which do not survive a fork: a child forked after the first access would hang. It gets a
+RuntimeError instead. Start workers by spawn or forkserver.
 """
 
 import errno
@@ -24,7 +27,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -216,11 +219,8 @@ class Storage:
 
     def delete(self, path: str) -> None:
         """Remove an object; one that does not exist is fine. A local folder stays when it becomes empty."""
-        try:
-            with _translated(self.uri, path):
-                obstore.delete(self._store, self._key(path))
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError), _translated(self.uri, path):
+            obstore.delete(self._store, self._key(path))
 
     # ------------------------------------------------------------------------------------------------------ private
 
@@ -352,9 +352,20 @@ def _sync_folder(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
+_used_in: int | None = None  # the process whose threads obstore runs on
+
+
+def _refuse_fork() -> None:
+    global _used_in
+    _used_in = _used_in or os.getpid()
+    if _used_in != os.getpid():
+        raise RuntimeError("storage was used before this process was forked; start workers by spawn instead of fork")
+
+
 @contextmanager
 def _translated(uri: str, path: str = "") -> Generator[None, None, None]:
     """Turn errors of obstore and of the system into few kinds, each with one line that names the object."""
+    _refuse_fork()
     try:
         yield
     except (BaseError, OSError) as error:

@@ -37,7 +37,7 @@ def test_no_script_shadows_a_module(package):
 def test_importing_the_pipeline_brings_no_heavy_library():
     code = (
         "import configs, configs.load, configs.schema, pipeline, pipeline.shards.layout, sys;"
-        f"print([name for name in {HEAVY + ('torch', 'pyarrow')!r} if name in sys.modules])"
+        f"print([name for name in {(*HEAVY, 'torch', 'pyarrow')!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -49,7 +49,7 @@ def sd_config(folder: Path, output: Path, num_samples: int, actors: int) -> Gene
     """Pairs of a small Stable Diffusion pipeline: DDIM, guidance, latents and PNG."""
     teacher, prompts = folder / "teacher", folder / "prompts.txt"
     if not teacher.exists():
-        tiny_sd.build(teacher)
+        tiny_sd.build(teacher, width=16, sample_size=16)
         prompts.write_text("\n".join(PROMPTS) + "\n")
     return GeneratePairsConfig.model_validate(
         {
@@ -105,7 +105,7 @@ def generated(config: GeneratePairsConfig) -> float:
 
 def bench_actors(folder: Path) -> dict[str, float]:
     """One and two actors against the bare loop, twice each; the better of two, as noise only ever slows down."""
-    num = 512
+    num = 256
     config = sd_config(folder, folder / "unused", num, 1)
     bare = max(bare_loop(config, num // 2) for _ in range(2))
     one = max(generated(sd_config(folder, folder / f"one-{i}", num, 1)) for i in range(2))

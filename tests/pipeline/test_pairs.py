@@ -370,7 +370,7 @@ def test_a_plan_counts_and_writes_nothing(tmp_path, capsys):
 
 
 def test_a_prepared_table_is_taken_as_it_is(dataset, tmp_path):
-    config, root = dataset
+    _, root = dataset
     table = tmp_path / "table.parquet"
     table.write_bytes((root / "prompts.parquet").read_bytes())
     prompts = {"path": str(table), "column": "ignored", "min_chars": 100}  # filters are for sources

@@ -36,6 +36,8 @@ def build(
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
     max_shard_size: str = "10GB",
     variant: str | None = None,
+    width: int = 16,
+    sample_size: int = 8,
     seed: int = 0,
 ) -> Path:
     """Write a tiny pipeline as ``save_pretrained`` does, and return its folder. The global generator is left alone.
@@ -46,16 +48,18 @@ def build(
         prediction_type: what the (random) UNet is said to predict.
         max_shard_size: smaller values split the weights into several files.
         variant: infix of the weight files.
+        width: channels of the UNet's first level.
+        sample_size: height and width of a latent.
         seed: of the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = StableDiffusionPipeline(
             unet=UNet2DConditionModel(
-                sample_size=8,
+                sample_size=sample_size,
                 in_channels=4,
                 out_channels=4,
-                block_out_channels=(16, 32),
+                block_out_channels=(width, 2 * width),
                 layers_per_block=1,
                 down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
                 up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -70,7 +74,7 @@ def build(
                 up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
                 latent_channels=4,
                 norm_num_groups=4,
-                sample_size=16,
+                sample_size=2 * sample_size,
                 scaling_factor=0.18215,
             ),
             text_encoder=CLIPTextModel(_text_config(style)),
