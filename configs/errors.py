@@ -1,4 +1,4 @@
-"""The two ways a run may end short of success without being a bug.
+"""The two ways a run may end short of success without being a bug, and how to word them.
 
 Contract of every script: exit code 0 done, 2 the user's mistake, 1 anything else. The exceptions here carry
 one line that names the key or file and the fix (a config with several mistakes: one line each); :func:`exit_codes`
@@ -6,8 +6,9 @@ turns them into those lines and that code.
 Every other exception keeps its traceback and exits 1.
 """
 
+import difflib
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 
@@ -31,3 +32,10 @@ def exit_codes() -> "Generator[None]":
     except RunStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """``, did you mean 'x'?`` with the valid word most like ``word``, whatever its case; nothing when none is like it."""
+    by_lower = {candidate.lower(): candidate for candidate in valid}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f", did you mean {by_lower[close[0]]!r}?" if close else ""

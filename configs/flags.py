@@ -6,7 +6,6 @@ whole section, or adds to a mapping that is not shown, would be easy to misread.
 """
 
 import contextlib
-import difflib
 import io
 import itertools
 import re
@@ -19,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from configs.schema import Model
 from configs.sections import Tree, section, tag_of, variants
 
@@ -119,12 +118,6 @@ class Flags:
             self._undecided[key] = f"{key}.{tag}"
             return {}
         return self._section_options(model, values if isinstance(values, dict) else {}, f"{key}.", tag)
-
-
-def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """`` , did you mean 'x'?`` with the valid word most like ``word``; nothing when none is like it."""
-    close = difflib.get_close_matches(word, list(valid), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _number_as_text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str] | None:

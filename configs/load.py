@@ -15,8 +15,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from configs.errors import UserError
-from configs.flags import Flags, did_you_mean
+from configs.errors import UserError, did_you_mean
+from configs.flags import Flags
 from configs.schema import Model
 from configs.sections import Tree, merge, open_required, variants
 from configs.yaml_file import read_layers, to_yaml

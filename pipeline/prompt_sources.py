@@ -6,7 +6,6 @@ byte order mark. Memory is bounded by one line of at most 16 MiB, or one row gro
 """
 
 import csv
-import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
@@ -16,7 +15,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from pipeline.shards.storage import Storage
 
 _MAX_LINE_BYTES = 16 << 20
@@ -133,9 +132,8 @@ _READERS: dict[str, Callable[[BinaryIO, str, str], Iterable[str | None]]] = {
 def _index(column: str, found: list[str], where: str) -> int:
     if column in found:
         return found.index(column)
-    close = difflib.get_close_matches(column, found, 1)
-    hint = f"did you mean {close[0]}?" if close else "name one of them by prompts.column"
-    raise UserError(f"{where}: no column {column} among {', '.join(found[:20]) or 'none'}; {hint}")
+    hint = did_you_mean(column, found) or "; name one of them by prompts.column"
+    raise UserError(f"{where}: no column {column} among {', '.join(found[:20]) or 'none'}{hint}")
 
 
 def _encodable(text: str) -> bool:

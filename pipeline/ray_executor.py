@@ -88,7 +88,8 @@ class RayExecutor:
         self._runtime = runtime
         self._handles: list[_Handle] = []
         self._next_number = 0
-        self._failed_loads = 0
+        self._failed_loads = 0  # since an actor was last brought up
+        self._num_loaded = 0
         self._looked_at_cluster = -math.inf
         self._check_resources()
 
@@ -122,7 +123,7 @@ class RayExecutor:
         """Outcomes since the last call; waits for at most ``timeout_s`` if there are none yet.
 
         Raises:
-            UserError: an actor found a mistake of the user's, such as another teacher at the given path.
+            UserError: the first actor found a mistake of the user's, such as another teacher at the given path.
             RunStopped: no actor can be brought up.
         """
         owners: dict[Any, _Handle] = {}
@@ -179,13 +180,14 @@ class RayExecutor:
         except RayError as error:
             self._drop(handle)
             cause = getattr(error, "cause", None) or error
-            if isinstance(cause, UserError):
+            if isinstance(cause, UserError) and self._num_loaded == 0:
                 raise cause from None
             self._failed_loads += 1
             if self._failed_loads >= _MAX_FAILED_LOADS and self.num_workers == 0:
                 raise RunStopped(f"no actor can load the teacher: {cause!r}") from error
         else:
-            handle.ready, handle.idle_since, self._failed_loads = True, time.monotonic(), 0
+            handle.ready, handle.idle_since = True, time.monotonic()
+            self._failed_loads, self._num_loaded = 0, self._num_loaded + 1
 
     def _drop(self, handle: _Handle) -> None:
         ray.kill(handle.actor)

@@ -34,10 +34,10 @@ def build(
     *,
     style: Literal["sd1", "sd2"] = "sd1",
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
-    max_shard_size: str = "10GB",
-    variant: str | None = None,
     width: int = 16,
     sample_size: int = 8,
+    max_shard_size: str = "10GB",
+    variant: str | None = None,
     seed: int = 0,
 ) -> Path:
     """Write a tiny pipeline as ``save_pretrained`` does, and return its folder. The global generator is left alone.
@@ -46,10 +46,10 @@ def build(
         folder: where to; made if missing.
         style: sd2 has another activation in the text encoder, pads with ``!`` and uses the attention mask.
         prediction_type: what the (random) UNet is said to predict.
+        width: channels of the UNet's first level, a multiple of 8; the second one has twice as many.
+        sample_size: height and width of the latents; pictures are twice as large.
         max_shard_size: smaller values split the weights into several files.
         variant: infix of the weight files.
-        width: channels of the UNet's first level.
-        sample_size: height and width of a latent.
         seed: of the weights.
     """
     with torch.random.fork_rng(devices=[]):
