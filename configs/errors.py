@@ -35,7 +35,7 @@ def exit_codes() -> "Generator[None]":
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """``, did you mean 'x'?`` with the valid word most like ``word``, whatever its case; nothing when none is like it."""
+    """``, did you mean 'x'?`` with the valid word most like ``word`` in any case; nothing when none is."""
     by_lower = {candidate.lower(): candidate for candidate in valid}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1)
     return f", did you mean {by_lower[close[0]]!r}?" if close else ""

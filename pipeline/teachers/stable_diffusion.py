@@ -158,14 +158,20 @@ class StableDiffusionTeacher(Teacher):
 
     @contextmanager
     def float32(self) -> Iterator[None]:
-        """Every network in float32; half precision widens and narrows without loss, so the weights come back."""
-        networks: list[Any] = [self._unet, self._vae, self._text_encoder]
-        dtypes = [network.dtype for network in networks]
+        """Every network in float32; half precision widens and narrows without loss, so the weights come back.
+
+        The UNet runs as it is, not compiled: to compile it again for a sample or two would take longer than they do.
+        """
+        networks: list[nn.Module] = [self._unet, self._vae, self._text_encoder]
+        dtypes = [self._unet.dtype, self._vae.dtype, self._text_encoder.dtype]
+        forward = self._forward
         try:
+            self._forward = self._unet
             _cast(networks, [torch.float32] * len(networks))
             yield
         finally:
             _cast(networks, dtypes)
+            self._forward = forward
 
 
 def _identity(folder: PipelineFolder, config: StableDiffusionTeacherConfig) -> TeacherIdentity:
@@ -185,7 +191,7 @@ def _cast(networks: Sequence[nn.Module], dtypes: Sequence[torch.dtype]) -> None:
     # Within a caller's inference mode the new weights would be inference tensors, unfit for training ever after.
     with torch.inference_mode(False), torch.no_grad():
         for network, dtype in zip(networks, dtypes, strict=True):
-            network.to(dtype)
+            nn.Module.to(network, dtype)  # diffusers' own `to` warns of lost precision, which a way back does not lose
 
 
 def _load_network(kind: Any, folder: PipelineFolder, part: str, dtype: torch.dtype, device: torch.device) -> Any:

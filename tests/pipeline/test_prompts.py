@@ -297,13 +297,13 @@ def test_memory_does_not_hold_the_source(tmp_path: Path, monkeypatch: pytest.Mon
         ("x.csv", b'prompt,n\n"a\nb",1\nc\n', r"x.csv:4: 1 fields, the header has 2"),
         ("x.csv", b'prompt,n\n"a,1\nb,2\n', r"x.csv:3: .*a quote that is not closed"),
         ("x.csv", b'prompt\n"' + b"a\n" * 200_000, r"x.csv:\d+: field larger than .*a quote that is not closed"),
-        ("x.csv", b"Prompts,url\na,b\n", r"no column prompt among Prompts, url; did you mean Prompts\?"),
+        ("x.csv", b"Prompts,url\na,b\n", r"no column prompt among Prompts, url, did you mean 'Prompts'\?"),
         ("x.csv", b"caption,url\na,b\n", r"no column prompt among caption, url; name one of them by prompts.column"),
         ("x.csv", b"", r"x.csv: no column prompt among none"),
         (
             "x.jsonl",
             b'{"prompt": "a"}\n{"promt": "b"}\n',
-            r"x.jsonl:2: no column prompt among promt; did you mean promt",
+            r"x.jsonl:2: no column prompt among promt, did you mean 'promt'",
         ),
         ("x.jsonl", b'{"prompt": "a"}\n\n{"prompt": x}\n', r"x.jsonl:3: not JSON \(Expecting value at character 12\)"),
         ("x.jsonl", b'["a"]\n', r"x.jsonl:1: not a JSON object"),
@@ -329,7 +329,7 @@ def test_parquet_columns_that_are_not_text(tmp_path: Path) -> None:
     for column, message in [
         ("n", "column n holds int64, not text"),
         ("broken", "a text in rows 0 to 0 is not UTF-8"),
-        ("brokn", r"no column brokn among n, broken; did you mean broken\?"),
+        ("brokn", r"no column brokn among n, broken, did you mean 'broken'\?"),
     ]:
         with pytest.raises(UserError, match=message):
             prepare_prompts(PromptsConfig(path=str(tmp_path / "x.parquet"), column=column), tmp_path / "y.parquet")

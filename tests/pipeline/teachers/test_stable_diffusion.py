@@ -280,6 +280,30 @@ def test_float32_widens_every_network_and_restores_every_bit(sd1: Path, dtype: s
     assert not torch.equal(wide, first)
 
 
+def test_the_compiled_network_is_used_but_for_float32(sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[torch.dtype] = []
+
+    def compile_by_counting(network: nn.Module) -> Callable[..., Any]:
+        def forward(x_t: Tensor, *arguments: Any, **keywords: Any) -> Any:
+            calls.append(x_t.dtype)
+            return network(x_t, *arguments, **keywords)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_by_counting)
+    config = StableDiffusionTeacherConfig(path=str(sd1), dtype="bfloat16")
+    compiled = teachers.load(config, CPU, compile=True)
+    assert isinstance(compiled, StableDiffusionTeacher)
+    settings = DiffusersSampler(scheduler="DDIMScheduler", steps=2)
+    for _ in range(2):
+        calls.clear()
+        assert torch.equal(sample(compiled, settings, 3.0), sample(load(sd1, dtype="bfloat16"), settings, 3.0))
+        assert calls == [torch.bfloat16] * 2
+        with compiled.float32():
+            sample(compiled, settings, 3.0)
+        assert calls == [torch.bfloat16] * 2
+
+
 def test_channels_last_changes_rounding_only(sd1: Path, teacher: StableDiffusionTeacher) -> None:
     config = StableDiffusionTeacherConfig(path=str(sd1))
     other = teachers.load(config, CPU, channels_last=True)
