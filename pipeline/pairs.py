@@ -203,6 +203,7 @@ class PairWorker:
                     seed=spec.seed,
                     noise_digest="",
                     guidance_scale=spec.guidance_scale,
+                    made_in_float32=False,
                     status="ok",
                     reason="",
                 )

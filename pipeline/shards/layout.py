@@ -89,6 +89,7 @@ class IndexRow:
         seed: the dataset's seed.
         noise_digest: see :func:`pipeline.noise.noise_digest`.
         guidance_scale: the dataset's guidance weight.
+        made_in_float32: the first attempt was bad, and this sample was made again alone, with float32 networks.
         status: ``ok`` or ``rejected``.
         reason: why it was rejected; empty for ``ok``.
     """
@@ -104,5 +105,6 @@ class IndexRow:
     seed: int
     noise_digest: str
     guidance_scale: float
+    made_in_float32: bool
     status: str
     reason: str

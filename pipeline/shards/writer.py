@@ -40,6 +40,7 @@ INDEX_SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("noise_digest", pa.string()),
         ("guidance_scale", pa.float32()),
+        ("made_in_float32", pa.bool_()),
         ("status", pa.string()),
         ("reason", pa.string()),
     ]

@@ -106,7 +106,7 @@ def open_folder(config: StableDiffusionTeacherConfig) -> PipelineFolder:
             f"teacher.path: {folder.path} has no model_index.json, so it is not a diffusers pipeline folder; make one "
             "of a single-file checkpoint with StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
         )
-    for reason in _misfits(folder):
+    if (reason := next(_misfits(folder), None)) is not None:
         raise UserError(
             f"teacher.path: {folder.path} is not a Stable Diffusion 1.x / 2.x text-to-image pipeline: {reason}"
         )

@@ -24,7 +24,7 @@ TIMING = Timing(
 def row(sample_id, status="ok", reason=""):
     return IndexRow(
         key=key(sample_id), shard=0, row=-1, offset=-1, length=0, prompt_id="p", prompt="a cat", prompt_truncated=False,
-        seed=0, noise_digest="d", guidance_scale=1.0, status=status, reason=reason,
+        seed=0, noise_digest="d", guidance_scale=1.0, made_in_float32=False, status=status, reason=reason,
     )  # fmt: skip
 
 
