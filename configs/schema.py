@@ -258,13 +258,14 @@ class PairsRuntime(Model):
     batch_size: PositiveInt = 16
     """Samples of one call of the teacher's sampler."""
     actors: PositiveInt | None = None
-    """Number of Ray actors; None: as many as the cluster has room for, followed as it grows and shrinks."""
+    """Number of Ray actors; None: as many as the cluster has room for, followed as it grows and shrinks. A number
+    above the room there is makes an autoscaler add nodes."""
     cpus_per_actor: PositiveFloat = 1.0
     """CPUs of one actor; also its number of torch threads (at least 1)."""
     gpus_per_actor: NonNegativeFloat = 0.0
     """GPUs of one actor; 0.5 puts two actors on a GPU, 0 samples on the CPU."""
-    wait_for_gpus_s: NonNegativeFloat = 0.0
-    """Seconds to wait for a cluster that has no GPU yet (an autoscaler that starts from zero)."""
+    wait_for_resources_s: NonNegativeFloat = 0.0
+    """Seconds to wait for nodes when the cluster has no room for one actor yet; its autoscaler is asked for it."""
     compile: bool = False
     """torch.compile the network."""
     channels_last: bool = False
@@ -281,6 +282,12 @@ class PairsRuntime(Model):
     """Seconds between heartbeats of the lease that keeps two runs off one output; stale after three periods."""
     progress_period_s: PositiveFloat = 10.0
     """Seconds between progress lines when the output is not a terminal."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "PairsRuntime":
+        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+            raise ValueError(f"gpus_per_actor {self.gpus_per_actor:g} must be at most 1, or whole")
+        return self
 
 
 # ----------------------------------------------------------------------------------------------- one per script
@@ -327,6 +334,8 @@ class VerifyShardsConfig(Model):
     """Where the teacher lies now, if not where the run found it."""
     repair: bool = False
     """Move the commit records of damaged shards aside, so that generate_pairs.py makes exactly those again."""
+    redo_rejected: bool = False
+    """With --repair: withdraw shards with rejected samples too, to have them made again once the cause is mended."""
     gc: bool = False
     """Delete files that no commit record names and that are older than 24 hours."""
 

@@ -14,7 +14,8 @@ from configs.schema import PairsSpec
 from pipeline.pairs import preview_ids
 from pipeline.prompts import PromptTable
 from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import CARD, CONTACT_SHEET, PROMPTS, preview_path
+from pipeline.shards.layout import CARD, CONTACT_SHEET, PROMPTS, key, preview_path
+from pipeline.shards.members import decode_image
 
 _COLUMNS = 6
 _CELL_PIXELS = 192
@@ -29,7 +30,7 @@ def write_card(dataset: Dataset, sealed: dict[str, Any]) -> None:
 
 
 def contact_sheet(dataset: Dataset) -> bytes:
-    """A PNG of the preview pictures, each over its prompt; a rejected sample leaves its cell empty."""
+    """A PNG of the preview pictures, each over its prompt; where there is none its cell says why."""
     spec = dataset.run.spec
     prompts = PromptTable.open(dataset.storage, PROMPTS)
     ids = preview_ids(spec.num_samples)
@@ -47,10 +48,10 @@ def contact_sheet(dataset: Dataset) -> bytes:
         lines = textwrap.wrap(prompt, width=30, max_lines=2, placeholder=" ...") or ["(empty prompt)"]
         draw.multiline_text((left, top + _CELL_PIXELS + 2), "\n".join(lines), fill="black", font=font, spacing=2)
         try:
-            picture = Image.open(io.BytesIO(dataset.storage.read(preview_path(sample_id)))).convert("RGB")
-        except FileNotFoundError:
+            picture = Image.fromarray(decode_image(dataset.storage.read(preview_path(sample_id))))
+        except (FileNotFoundError, ValueError):
             draw.rectangle((left, top, left + _CELL_PIXELS, top + _CELL_PIXELS), outline="silver")
-            draw.text((left + 8, top + 8), "rejected", fill="gray", font=font)
+            draw.text((left + 8, top + 8), why_no_preview(dataset, sample_id), fill="gray", font=font)
             continue
         scale = max(1, _CELL_PIXELS // max(picture.size))  # small pictures whole pixels larger, never blurred
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
@@ -58,6 +59,14 @@ def contact_sheet(dataset: Dataset) -> bytes:
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def why_no_preview(dataset: Dataset, sample_id: int) -> str:
+    """What the contact sheet says in place of a picture: its sample was rejected, or just the picture is not there."""
+    commit = dataset.commit(sample_id // dataset.run.layout.samples_per_shard)
+    reasons = {entry.key: entry.reason for entry in commit.rejected} if commit is not None else {}
+    reason = reasons.get(key(sample_id))
+    return "no preview" if reason is None else f"rejected:\n{reason}"
 
 
 def card(dataset: Dataset, sealed: dict[str, Any]) -> str:
@@ -104,11 +113,19 @@ Members of a sample, each named `KEY.SUFFIX` with a key of nine digits:
 |---|---|
 {members}
 
+To read them, in this folder:
+
 ```python
+import pyarrow.parquet as pq
 import webdataset as wds
-for sample in wds.WebDataset("shards/{run.fingerprint[:8]}-000000-....tar", shardshuffle=False).decode():
+
+shards = pq.read_table("manifest/shards.parquet")["path"].to_pylist()
+for sample in wds.WebDataset(shards, shardshuffle=False).decode():
     print(sample["__key__"], sorted(sample))
 ```
+
+Take the paths from the manifest, not from a listing of `shards/`: where two workers made one shard, both tars may lie
+there, and only one of them counts.
 
 `index/*.parquet` has a row per sample (key, offset, prompt, noise digest, status), `manifest/` the same for all shards
 at once. Only shards that `commits/` names exist; `stages/verify_shards.py` checks them, `stages/status.py` counts them.

@@ -4,11 +4,12 @@
 
 An *error* was raised by the worker's code: the shard's fault until shown otherwise, counted per shard, parked after
 ``max_errors_per_shard``. A *crash* is a worker that died (node lost, preempted, out of memory): tried again on its
-own, larger budget. A parked shard does not hold up the rest. A full disk is nobody's shard: three such errors in a
-row stop the run. One loop handles one shard in constant time, and the loop holds no more than the shards' numbers.
+own, larger budget. A parked shard does not hold up the rest. Some errors are nobody's shard and stop the run instead of
+parking everything: a mistake of the user's (revoked credentials, say), a full disk three times in a row, and errors of
+many shards on several workers with no success between them. One loop handles one shard in constant time, and the loop
+holds no more than the shards' numbers.
 """
 
-import errno
 import os
 import signal
 import traceback
@@ -18,12 +19,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from configs.errors import RunStopped
-from pipeline.pairs import ShardResult
+from configs.errors import RunStopped, UserError
+from pipeline.pairs import FULL_DISK, ShardResult
+from pipeline.shards.writer import DamagedShard
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 MAX_FULL_DISK_ERRORS = 3
 """Errors of a full disk, without a commit between them, after which the run stops."""
+MAX_ERRORS_IN_A_ROW = 10
+"""Errors of any kind, without a commit between them, after which the run stops if no worker is free of them."""
+MIN_WORKERS_IN_ERROR = 3
+"""Workers that have to be among them, if there are so many."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Outcome:
         worker: name of the worker.
         result: what the worker returned.
         error: what its code raised, or how it died.
-        crashed: the worker died; ``error`` says how.
+        details: the error with the worker's traceback, if it came from another process.
+        crashed: the worker died, or is to blame and has been replaced; ``error`` says how.
         lost_seconds: seconds the worker spent on the attempt when it came to nothing.
     """
 
@@ -43,6 +49,7 @@ class Outcome:
     worker: str
     result: ShardResult | None = None
     error: BaseException | None = None
+    details: str = ""
     crashed: bool = False
     lost_seconds: float = 0.0
 
@@ -148,14 +155,14 @@ def drive(
         The parked shards.
 
     Raises:
-        RunStopped: the disk is full, or the observer said so.
-        UserError: no worker can be brought up.
+        RunStopped: the disk is full, nothing works any more, or a worker or the observer said so.
+        UserError: a worker met a mistake of the user's, or none can be brought up.
     """
     waiting = deque(shards)
     errors: Counter[int] = Counter()
     crashes: Counter[int] = Counter()
     parked: list[int] = []
-    full_disk_errors = 0
+    in_a_row: list[Outcome] = []
     while executor.in_flight or (waiting and not stop.requested):
         if not stop.requested:
             for _ in range(executor.free_slots(len(waiting))):
@@ -164,26 +171,46 @@ def drive(
         for outcome in executor.wait(timeout_s=1.0):
             shard = outcome.shard
             if outcome.result is not None:
-                full_disk_errors = 0
+                in_a_row.clear()
                 observer.committed(outcome, outcome.result)
                 continue
+            if isinstance(outcome.error, UserError | RunStopped) and not isinstance(outcome.error, DamagedShard):
+                raise outcome.error
             (crashes if outcome.crashed else errors)[shard] += 1
-            if isinstance(outcome.error, OSError) and outcome.error.errno in FULL_DISK:
-                full_disk_errors += 1
-                if full_disk_errors == MAX_FULL_DISK_ERRORS:
-                    raise RunStopped(
-                        f"no space left ({outcome.error}); every committed shard is intact: "
-                        "free some space, then run the same command again"
-                    )
+            if not outcome.crashed:
+                in_a_row.append(outcome)
+                _stop_if_nothing_works(in_a_row, executor.num_workers)
             attempts = errors[shard] + crashes[shard]
             if errors[shard] < max_errors_per_shard and crashes[shard] < max_crashes_per_shard:
                 observer.failed(outcome, attempts)
                 waiting.append(shard)
             else:
                 parked.append(shard)
-                observer.parked(shard, outcome, attempts, describe(outcome.error))
+                observer.parked(shard, outcome, attempts, outcome.details or describe(outcome.error))
         observer.tick(executor, len(waiting))
     return parked
+
+
+def _stop_if_nothing_works(in_a_row: list[Outcome], num_workers: int) -> None:
+    """Stop at errors that come one after the other, wherever and whatever the shard.
+
+    Raises:
+        RunStopped: names the last one.
+    """
+    last = in_a_row[-1]
+    full = [outcome for outcome in in_a_row if isinstance(outcome.error, OSError) and outcome.error.errno in FULL_DISK]
+    if len(full) >= MAX_FULL_DISK_ERRORS:
+        raise RunStopped(
+            f"no space left ({full[-1].error}, worker {full[-1].worker}); every committed shard is intact: "
+            "free some space, then run the same command again"
+        )
+    shards, workers = {outcome.shard for outcome in in_a_row}, {outcome.worker for outcome in in_a_row}
+    if len(shards) >= MAX_ERRORS_IN_A_ROW and len(workers) >= min(MIN_WORKERS_IN_ERROR, num_workers):
+        raise RunStopped(
+            f"{len(shards)} shards in a row failed on {len(workers)} workers, the last one with "
+            f"{type(last.error).__name__}: {last.error}; every committed shard is intact: "
+            "mend the cause, then run the same command again"
+        )
 
 
 def describe(error: BaseException | None) -> str:

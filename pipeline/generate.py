@@ -6,7 +6,8 @@ are made, and at the end the manifest and the data card are written.
 """
 
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,13 @@ from pipeline.card import write_card
 from pipeline.driver import Executor, StopRequest, drive
 from pipeline.lease import Lease
 from pipeline.noise import check_noise_recipe
-from pipeline.pairs import PairWorker
+from pipeline.pairs import FULL_DISK, PairWorker, preview_ids
 from pipeline.plan import print_plan
 from pipeline.progress import Progress
 from pipeline.prompts import PromptTable, is_prompt_table, prepare_prompts
 from pipeline.provenance import code_revision
 from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import MAX_SAMPLES, MAX_SHARDS, PROMPTS
+from pipeline.shards.layout import MAX_SAMPLES, MAX_SHARDS, PROMPTS, RUN
 from pipeline.shards.manifest import seal, write_manifest
 from pipeline.shards.records import Run
 from pipeline.shards.storage import Storage
@@ -39,39 +40,93 @@ def generate_pairs(config: GeneratePairsConfig) -> None:
         RunStopped: the run ended early or shards are parked; everything committed is kept.
     """
     check_noise_recipe()
+    config = _with_absolute_teacher(config)
     storage = Storage.open(config.output)
     teachers.check(config.teacher, config.spec)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _full_disk_stops(storage.uri):
         table = Path(folder) / PROMPTS
-        run = _resolve(config, _prompt_table(config, table))
+        run = _resolve(config, _prompt_table(config, storage, table))
         if config.plan:
             print_plan(config, run, table)
             return
-        executor = _executor(config, storage.uri)
-        try:
-            dataset = Dataset.create_or_open(storage, run)
+        exists = storage.exists(RUN)
+        if exists and not _missing(dataset := Dataset.create_or_open(storage, run)):
             if dataset.sealed is not None:
                 print(f"{storage.uri}: all {run.num_shards} shards exist; nothing to do")
                 return
+            with Lease(storage, config.runtime.lease_period_s):
+                _finish(config, dataset)
+            return
+        executor = _executor(config, run, storage.uri)
+        try:
+            dataset = Dataset.create_or_open(storage, run)
             with Lease(storage, config.runtime.lease_period_s) as lease, StopRequest().installed() as stop:
-                if not storage.exists(PROMPTS):
-                    storage.upload(PROMPTS, table)
+                _store_prompts(storage, table, run)
                 _make_missing_shards(config, dataset, executor, lease, stop)
                 _finish(config, dataset)
         finally:
             executor.close()
 
 
-def _prompt_table(config: GeneratePairsConfig, table: Path) -> PromptTable:
-    """Put the prompt table at ``table``: the one that is named, or one prepared from what is named."""
-    source = config.prompts.path
-    if is_prompt_table(source):
-        storage, name = Storage.of_file(source)
+def _with_absolute_teacher(config: GeneratePairsConfig) -> GeneratePairsConfig:
+    """A worker has another working directory: there a relative folder would be taken for a hub id."""
+    path = getattr(config.teacher, "path", None)
+    if path is None or not Path(path).is_dir():
+        return config
+    teacher = config.teacher.model_copy(update={"path": str(Path(path).resolve())})
+    return config.model_copy(update={"teacher": teacher})
+
+
+@contextmanager
+def _full_disk_stops(root: str) -> Iterator[None]:
+    """A disk that fills up under the driver's own small files ends the run in one line, as under a worker's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise RunStopped(
+            f"no space left ({error}); every committed shard of {root} is intact: "
+            "free some space, then run the same command again"
+        ) from error
+
+
+def _missing(dataset: Dataset) -> list[int]:
+    committed = dataset.committed()
+    return [shard for shard in range(dataset.run.num_shards) if shard not in committed]
+
+
+def _store_prompts(storage: Storage, table: Path, run: Run) -> None:
+    """Put the prompt table beside the shards, in the place of none or of another one."""
+    try:
+        if PromptTable.open(storage, PROMPTS).digest == run.spec.prompts_digest:
+            return
+    except UserError:  # none, or not a prompt table
+        pass
+    storage.upload(PROMPTS, table)
+
+
+def _prompt_table(config: GeneratePairsConfig, output: Storage, table: Path) -> PromptTable:
+    """Put the prompt table at ``table``: the one that is named, or one prepared from what is named.
+
+    When the source is gone and the output has a table already, that one serves: it is what the samples refer to.
+    """
+    storage, name = Storage.of_file(config.prompts.path)
+    if not storage.exists(name) and output.exists(PROMPTS):
+        print(f"{config.prompts.path} is gone: using the table of the output")
+        output.download(PROMPTS, table)
+    elif is_prompt_table(config.prompts.path):
+        filters = config.prompts.model_dump(exclude={"path", "column"}, exclude_defaults=True)
+        if filters:
+            raise UserError(
+                f"prompts.{next(iter(filters))}: {config.prompts.path} is a prompt table and taken as it is; "
+                "filter its source with stages/prepare_prompts.py, or leave the filter out"
+            )
         storage.download(name, table)
     else:
         info = prepare_prompts(config.prompts, table).info
         dropped = ", ".join(f"{reason} {number:,}" for reason, number in info.dropped.items() if number) or "none"
-        print(f"{source}: {info.count:,} prompts; dropped: {dropped}")
+        print(f"{config.prompts.path}: {info.count:,} prompts; dropped: {dropped}")
     return PromptTable.open(*Storage.of_file(str(table)))
 
 
@@ -86,8 +141,6 @@ def _resolve(config: GeneratePairsConfig, prompts: PromptTable) -> Run:
             f"pairs_per_prompt give {available:,}; raise spec.pairs_per_prompt or add prompts"
         )
     num_shards = -(-num_samples // layout.samples_per_shard)
-    if num_samples == 0:
-        raise UserError(f"prompts.path: {config.prompts.path} has no prompt left to sample")
     if num_samples > MAX_SAMPLES or num_shards > MAX_SHARDS:
         raise UserError(
             f"layout.samples_per_shard: {num_samples:,} samples in {num_shards:,} shards; a dataset holds at most "
@@ -112,8 +165,9 @@ def _resolve(config: GeneratePairsConfig, prompts: PromptTable) -> Run:
     )
 
 
-def _executor(config: GeneratePairsConfig, root: str) -> Executor:
-    make_worker = partial(PairWorker, root, config.teacher, config.runtime)
+def _executor(config: GeneratePairsConfig, run: Run, root: str) -> Executor:
+    previews = frozenset(preview_ids(run.spec.num_samples))
+    make_worker = partial(PairWorker, root, run.fingerprint, config.teacher, config.runtime, previews)
     if config.runtime.executor == "ray":
         try:
             from pipeline.ray_executor import RayExecutor
@@ -133,13 +187,10 @@ def _make_missing_shards(
     config: GeneratePairsConfig, dataset: Dataset, executor: Executor, lease: Lease, stop: StopRequest
 ) -> None:
     runtime, run = config.runtime, dataset.run
-    committed = dataset.committed()
-    missing = [shard for shard in range(run.num_shards) if shard not in committed]
+    missing = _missing(dataset)
     num_done = run.spec.num_samples - sum(len(run.sample_ids(shard)) for shard in missing)
     dataset.unpark()
-    print(
-        f"{dataset.storage.uri}: {len(committed)} of {run.num_shards} shards exist, {len(missing)} to make", flush=True
-    )
+    print(f"{dataset.storage.uri}: {len(missing)} of {run.num_shards} shards to make", flush=True)
     progress = Progress(dataset, lease, num_done, runtime.progress_period_s, runtime.max_rejected_fraction)
     outcome = "failed"
     try:
@@ -169,11 +220,17 @@ def _make_missing_shards(
 
 def _finish(config: GeneratePairsConfig, dataset: Dataset) -> None:
     summary = write_manifest(dataset)
+    num_listed = summary["num_samples"] + summary["num_rejected"]
+    if num_listed != dataset.run.spec.num_samples:
+        raise RunStopped(
+            f"{dataset.storage.uri}: {num_listed:,} samples listed, {dataset.run.spec.num_samples:,} asked"
+        )
     allowed = config.runtime.max_rejected_fraction * dataset.run.spec.num_samples
     if summary["num_rejected"] > allowed:
         raise RunStopped(
             f"{summary['num_rejected']:,} of {dataset.run.spec.num_samples:,} samples are rejected "
-            f"({summary['rejected_by_reason']}), not sealed; to accept that raise runtime.max_rejected_fraction"
+            f"({summary['rejected_by_reason']}), not sealed; accept that by raising runtime.max_rejected_fraction, or "
+            "mend the cause and have their shards made again: verify_shards.py --repair --redo_rejected"
         )
     write_card(dataset, summary)
     seal(dataset, summary)

@@ -1,17 +1,20 @@
-"""What ``status.py`` and ``verify_shards.py`` print about a dataset."""
+"""What ``status.py`` and ``verify_shards.py`` print about a dataset, and what the latter mends."""
 
 import json
+from contextlib import nullcontext
 
 from configs.errors import RunStopped, UserError
 from configs.schema import StatusConfig, VerifyShardsConfig
-from pipeline.deep_verify import deep_verify
+from pipeline.deep_verify import Comparison, deep_verify
+from pipeline.lease import Lease, describe_owner, ended_here
 from pipeline.noise import check_noise_recipe
 from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import LEASE
+from pipeline.shards.layout import LEASE, PROMPTS, SEALED
 from pipeline.shards.manifest import read_commits
-from pipeline.shards.records import DamagedRecord
 from pipeline.shards.storage import Storage
 from pipeline.shards.verify import Findings, collect_garbage, verify
+
+_LEASE_PERIOD_S = 10.0
 
 
 def status(config: StatusConfig) -> None:
@@ -21,7 +24,7 @@ def status(config: StatusConfig) -> None:
         UserError: there is no dataset at the root.
         RunStopped: a record is damaged.
     """
-    dataset = _open(config.root)
+    dataset = Dataset.open(Storage.open(config.root))
     run, spec = dataset.run, dataset.run.spec
     commits = read_commits(dataset)
     stored = sum(commit.num_samples for commit in commits)
@@ -39,77 +42,112 @@ def status(config: StatusConfig) -> None:
     if parked:
         first = ", ".join(map(str, parked[:10])) + (" ..." if len(parked) > 10 else "")
         print(f"parked       {len(parked):,}: {first} (reasons in parked/)")
-    print(f"state        {_state(dataset, len(commits))}")
+    print(f"state        {_state(dataset, run.num_shards - len(commits))}")
 
 
-def _state(dataset: Dataset, num_committed: int) -> str:
+def _state(dataset: Dataset, num_missing: int) -> str:
     if dataset.sealed is not None:
+        if num_missing:
+            return f"sealed, yet {num_missing:,} commit records are lost; run verify_shards.py --repair"
         return "sealed: complete, manifest and data card written"
+    todo = f"{num_missing:,} shards to make, run generate_pairs.py with the same config"
     try:
         lease = json.loads(dataset.storage.read(LEASE))
     except FileNotFoundError:
-        todo = dataset.run.num_shards - num_committed
-        return f"no run holds it; {todo:,} shards to make, run generate_pairs.py with the same config"
-    return f"process {lease['pid']} on {lease['host']} holds the lease (heartbeat {lease['beat']})"
+        return f"no run holds it; {todo}"
+    if ended_here(lease):
+        return f"no run holds it ({describe_owner(lease)} was killed); {todo}"
+    return (
+        f"{describe_owner(lease)} holds it, heartbeat {lease['beat']}; should that number stand still for "
+        f"{3 * lease['period_s']:g} s, it has died and the next run takes over"
+    )
 
 
 def verify_shards(config: VerifyShardsConfig) -> None:
     """Verify a dataset and print what was found; repair and collect garbage if asked.
 
+    Whoever repairs or deletes holds the dataset's lease, so that no run works on it meanwhile.
+
     Raises:
-        UserError: there is no dataset at the root, or garbage collection is asked of an unfinished one.
-        RunStopped: something is damaged.
+        UserError: there is no dataset at the root, a run works on it, or the flags do not go together.
+        RunStopped: something is damaged, and was not withdrawn.
     """
     check_noise_recipe()
-    dataset = _open(config.root)
-    if config.gc and dataset.sealed is None:
+    dataset = Dataset.open(Storage.open(config.root))
+    if config.redo_rejected and not config.repair:
+        raise UserError("--redo_rejected: withdraws shards, which only --repair may do; add --repair")
+    if config.gc and not dataset.storage.exists(SEALED):
         raise UserError("--gc: the dataset is not sealed, a run may still need these files; finish it first")
-    findings = verify(dataset)
-    problems = findings.dataset + [text for _, text in sorted(findings.damaged.items())]
-    for problem in problems:
-        print(f"DAMAGED  {problem}")
-    print(_summary(dataset, findings))
-    if config.deep and not problems:
-        problems += _deep(config, dataset)
-    if config.gc:
-        print(f"deleted {len(collect_garbage(dataset))} unreferenced files")
-    elif findings.unreferenced:
-        print(f"{len(findings.unreferenced)} files are named by no commit record (harmless; --gc deletes old ones)")
-    if config.repair and findings.damaged:
-        for shard, reason in findings.damaged.items():
-            dataset.withdraw(shard, reason)
-        print(f"withdrew {len(findings.damaged)} damaged shards; run generate_pairs.py again to make just these")
-    elif problems:
-        hint = "; --repair withdraws the damaged shards" if findings.damaged else ""
-        raise RunStopped(f"{config.root}: {len(problems)} problems{hint}")
+    with Lease(dataset.storage, _LEASE_PERIOD_S) if config.repair or config.gc else nullcontext() as lease:
+        findings = verify(dataset)
+        for problem in findings.problems:
+            print(f"DAMAGED  {problem}")
+        print(_summary(dataset, findings))
+        differing = _deep(config, dataset, findings) if config.deep else {}
+        left = len(findings.problems) + len(differing)
+        if lease is not None:
+            lease.check()
+        if config.repair:
+            _repair(config, dataset, findings, differing)
+            left = len(findings.prompts)
+        if left:
+            raise RunStopped(f"{config.root}: {left} problems{_hint(config, findings, left)}")
+        if config.gc and not dataset.storage.exists(SEALED):
+            raise RunStopped(f"{config.root}: --gc deleted nothing, shards were withdrawn; run generate_pairs.py first")
+        if config.gc:
+            print(f"deleted {len(collect_garbage(dataset, findings.whole))} unreferenced files")
+        elif findings.unreferenced:
+            print(f"{len(findings.unreferenced)} files are named by no commit record (harmless; --gc deletes old ones)")
 
 
 def _summary(dataset: Dataset, findings: Findings) -> str:
-    whole = findings.num_shards - len(findings.damaged)
-    text = f"{whole:,} of {dataset.run.num_shards:,} shards whole, {findings.num_samples:,} pairs"
+    text = f"{len(findings.whole):,} of {dataset.run.num_shards:,} shards whole, {findings.num_samples:,} pairs"
     return text + (f"; {len(findings.missing):,} not made yet" if findings.missing else "")
 
 
-def _deep(config: VerifyShardsConfig, dataset: Dataset) -> list[str]:
+def _hint(config: VerifyShardsConfig, findings: Findings, num_problems: int) -> str:
+    hint = ""
+    if findings.prompts:
+        hint += f"; {PROMPTS} is beyond repair: put the right one back, or remove it and run generate_pairs.py"
+    if num_problems > len(findings.prompts):
+        hint += "; --repair withdraws what generate_pairs.py can make again"
+    return hint + ("; --gc deleted nothing" if config.gc else "")
+
+
+def _deep(config: VerifyShardsConfig, dataset: Dataset, findings: Findings) -> dict[str, Comparison]:
+    """Compare with the teacher; returns the samples that differ, by key."""
     teacher = dataset.run.teacher
     if config.teacher_path is not None:
         if "path" not in type(teacher).model_fields:
             raise UserError(f"--teacher_path: a {teacher.kind} teacher has no path")
         teacher = teacher.model_copy(update={"path": config.teacher_path})
-    comparisons = deep_verify(dataset, config.deep, teacher)
+    comparisons = deep_verify(dataset, findings.whole, config.deep, teacher)
     worst = max(comparisons, key=lambda comparison: comparison.relative_rms)
     print(
         f"teacher run again on {len(comparisons)} samples: relative rms difference at most "
         f"{worst.relative_rms:.2e} (sample {worst.key}), {config.tolerance:g} allowed"
     )
-    bad = [comparison for comparison in comparisons if not comparison.relative_rms <= config.tolerance]
-    for comparison in bad:
-        print(f"DAMAGED  sample {comparison.key}: differs from the teacher by {comparison.relative_rms:.2e}")
-    return [comparison.key for comparison in bad]
+    differing = {found.key: found for found in comparisons if found.relative_rms > config.tolerance}
+    for found in differing.values():
+        print(f"DAMAGED  shard {found.shard}: sample {found.key} differs from the teacher by {found.relative_rms:.2e}")
+    return differing
 
 
-def _open(root: str) -> Dataset:
-    try:
-        return Dataset.open(Storage.open(root))
-    except DamagedRecord as error:
-        raise RunStopped(str(error)) from None
+def _repair(config: VerifyShardsConfig, dataset: Dataset, findings: Findings, differing: dict[str, Comparison]) -> None:
+    """Withdraw every shard there is something wrong with, and the seal if anything at all is."""
+    damaged = dict(findings.damaged)
+    for found in differing.values():
+        damaged.setdefault(found.shard, f"sample {found.key} differs from the teacher by {found.relative_rms:.2e}")
+    rejected: dict[int, str] = {}
+    if config.redo_rejected:
+        for commit in findings.whole:
+            if commit.rejected and commit.shard not in damaged:
+                rejected[commit.shard] = f"{len(commit.rejected)} of its samples are rejected"
+    if damaged or rejected or findings.problems:
+        dataset.unseal()
+        for shard, reason in {**damaged, **rejected}.items():
+            dataset.withdraw(shard, reason)
+        print(
+            f"withdrew {len(damaged)} damaged shards and {len(rejected)} with rejected samples; "
+            "run generate_pairs.py again to make what is missing"
+        )

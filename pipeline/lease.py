@@ -13,11 +13,12 @@ import socket
 import threading
 import time
 import uuid
-from pathlib import Path
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from configs.errors import RunStopped, UserError
+from pipeline.processes import has_ended, process_identity
 from pipeline.shards.layout import LEASE
 from pipeline.shards.storage import Storage
 
@@ -41,7 +42,8 @@ class Lease:
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "process": _process_identity(os.getpid()),
+            "process": process_identity(os.getpid()),
+            "period_s": period_s,
         }
         self._stop = threading.Event()
         self._lost: str | None = None
@@ -57,9 +59,10 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        current = self._read()
-        if current is not None and current["id"] == self._owner["id"]:
-            self._storage.delete(LEASE)
+        with suppress(Exception):  # never in front of the error on its way up; a lease left behind stands still
+            current = self._read()
+            if current is not None and current["id"] == self._owner["id"]:
+                self._storage.delete(LEASE)
 
     def check(self) -> None:
         """Raise RunStopped when another run has taken the lease over (this process was suspended, say)."""
@@ -73,23 +76,25 @@ class Lease:
             found = self._read()
             if found is None:
                 continue
-            if not _ended_here(found):
-                print(
-                    f"waiting {3 * self._period_s:g} s to see whether {_name(found)} still works on this output",
-                    flush=True,
-                )
-                deadline = time.monotonic() + 3 * self._period_s
-                while time.monotonic() < deadline:
-                    time.sleep(self._period_s / 4)
-                    seen = self._read()
-                    if seen is None:
-                        break
-                    if seen != found:
-                        raise UserError(
-                            f"{self._storage.uri}: {_name(seen)} is working on this output; wait for it or stop it"
-                        )
+            if not ended_here(found):
+                self._watch(found)
             if self._read() == found:
                 self._storage.delete(LEASE)
+
+    def _watch(self, found: dict[str, Any]) -> None:
+        """Return when the lease ``found`` has stood still for three of its owner's periods, or is gone."""
+        wait_s = 3 * max(self._period_s, found["period_s"])
+        print(f"waiting {wait_s:g} s to see whether {describe_owner(found)} still works on this output", flush=True)
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline:
+            time.sleep(min(self._period_s / 4, 1.0))
+            seen = self._read()
+            if seen is None:
+                return
+            if seen != found:
+                raise UserError(
+                    f"{self._storage.uri}: {describe_owner(seen)} is working on this output; wait for it or stop it"
+                )
 
     def _keep(self) -> None:
         while not self._stop.wait(self._period_s):
@@ -101,10 +106,10 @@ class Lease:
                 elif current["id"] == self._owner["id"]:
                     self._storage.write(LEASE, self._record())
                 else:
-                    self._lost = _name(current)
+                    self._lost = describe_owner(current)
                     return
-            except OSError:
-                continue  # storage that is away or full is the workers' to report; the next beat tries again
+            except Exception:  # whatever storage has against us is the workers' to report; the next beat tries again
+                continue
 
     def _record(self) -> bytes:
         return json.dumps({**self._owner, "beat": self._beat}, indent=1).encode()
@@ -116,24 +121,11 @@ class Lease:
             return None
 
 
-def _name(lease: dict[str, Any]) -> str:
+def describe_owner(lease: dict[str, Any]) -> str:
+    """The owner of a lease record, for a message."""
     return f"process {lease['pid']} on {lease['host']}"
 
 
-def _process_identity(pid: int) -> str | None:
-    """Boot, pid namespace and start time of a process of this machine: never reused. None if it does not run."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
-        start_ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
-    return f"{boot}/{namespace}/{pid}/{start_ticks}"
-
-
-def _ended_here(lease: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this machine (same boot, same pid namespace) that runs no more."""
-    owner, here = lease["process"], _process_identity(os.getpid())
-    if owner is None or here is None or owner.split("/")[:2] != here.split("/")[:2]:
-        return False
-    return _process_identity(lease["pid"]) != owner
+def ended_here(lease: dict[str, Any]) -> bool:
+    """Whether the owner of a lease record was a process of this machine that runs no more."""
+    return lease["process"] is not None and has_ended(lease["process"])

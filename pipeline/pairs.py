@@ -14,18 +14,20 @@ A sample that is not finite, constant or of a wrong shape is made once more, alo
 help it is listed as rejected with its reason. No sample is ever left out silently.
 
 Calls of :meth:`PairWorker.run` may overlap: the device is held by one at a time, so a shard is encoded, written and
-uploaded while the next one is sampled. Memory is bounded by the batches in flight, not by the shard.
+uploaded while the next one is sampled. Memory is bounded by the batches in flight; of a finished sample only its index
+row is held.
 """
 
+import errno
 import os
-import shutil
 import socket
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,21 +37,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.schema import PairsRuntime, PairsSpec, TeacherConfig
-from pipeline import teachers
+from configs.errors import RunStopped, UserError
+from configs.schema import PairsRuntime, TeacherConfig
 from pipeline.noise import check_noise_recipe, noise, noise_digest
+from pipeline.processes import has_ended, process_identity
 from pipeline.prompts import PromptTable
 from pipeline.provenance import code_revision, library_versions
+from pipeline.sampling import TeacherBatch, load_teacher, max_rejected, rejection_reasons, sample_batch
 from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import PROMPTS, IndexRow, key, preview_path
+from pipeline.shards.layout import PROMPTS, RUN, IndexRow, key, preview_path
 from pipeline.shards.members import Sample, encode_members, encode_preview, to_uint8
 from pipeline.shards.records import Commit, Timing
 from pipeline.shards.storage import Storage
-from pipeline.shards.writer import ShardWriter, commit_shard
-from pipeline.teachers.base import Teacher
+from pipeline.shards.writer import DamagedShard, ShardWriter, commit_shard
 
 NUM_PREVIEWS = 24
 """Pictures on the data card."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_TEMP_PREFIX = "potstill-"
 MAX_BATCHES_IN_FLIGHT = 4
 """Sampled batches of a shard that may wait for the encoder: the bound of a worker's memory."""
 
@@ -80,27 +85,40 @@ class PairWorker:
 
     Args:
         root: URI of a dataset that has its ``run.json`` and prompt table.
+        fingerprint: of that dataset.
         teacher: where the teacher lies.
-        runtime: batch size, temporary folder, devices.
+        runtime: batch size, temporary folder, devices. ``cpus_per_actor`` becomes this process's torch threads.
+        previews: samples of which a small picture is stored for the data card.
 
     Raises:
-        UserError: the teacher found is not the one of the dataset.
+        UserError: what this machine sees at ``root`` is not that dataset, or the teacher is not its teacher.
     """
 
-    def __init__(self, root: str, teacher: TeacherConfig, runtime: PairsRuntime) -> None:
+    def __init__(
+        self,
+        root: str,
+        fingerprint: str,
+        teacher: TeacherConfig,
+        runtime: PairsRuntime,
+        previews: frozenset[int] = frozenset(),
+    ) -> None:
         check_noise_recipe()
         threads = max(1, round(runtime.cpus_per_actor))
         torch.set_num_threads(threads)
-        self._dataset = Dataset.open(Storage.open(root))
+        self._dataset = _open_dataset(root, fingerprint)
         self._spec = self._dataset.run.spec
         self._prompts = PromptTable.open(self._dataset.storage, PROMPTS)
+        if self._prompts.digest != self._spec.prompts_digest:
+            raise UserError(f"{root}/{PROMPTS}: not the prompt table of this dataset; run generate_pairs.py again")
         self._runtime = runtime
         device = torch.device("cuda" if runtime.gpus_per_actor > 0 else "cpu")
         self._teacher = load_teacher(teacher, self._spec, device, runtime)
         with torch.inference_mode():
             self._unconditional = self._teacher.encode_prompts([self._spec.negative_prompt])
-        self._previews = frozenset(preview_ids(self._spec.num_samples))
-        self._temp_dir = _temp_dir(runtime.temp_dir, self._dataset.run.fingerprint)
+        self._previews = previews
+        self._temp_dir = Path(runtime.temp_dir or tempfile.gettempdir())
+        self._temp_dir.mkdir(parents=True, exist_ok=True)
+        _remove_stale_files(self._temp_dir)
         self._encoders = ThreadPoolExecutor(threads, thread_name_prefix="encode")
         self._device_lock = threading.Lock()
 
@@ -109,26 +127,30 @@ class PairWorker:
 
         Raises:
             OSError: the disk or the storage is full or away.
+            RunStopped: so many samples are bad that something is broken; nothing of the shard is committed.
             DamagedShard: the local disk returns other bytes than were written.
         """
         existing = self._dataset.commit(shard)
         if existing is not None:
             return ShardResult(existing, adopted=True, device_seconds=0.0)
         started, clock = datetime.now(UTC), time.monotonic()
-        path = self._temp_dir / f"{shard:06d}-{time.monotonic_ns()}.tar"
-        with ShardWriter(path) as writer:
+        ids = self._dataset.run.sample_ids(shard)
+        path = self._temp_dir / f"{_TEMP_PREFIX}{process_identity(os.getpid())}-{shard:06d}-{time.monotonic_ns()}.tar"
+        with _named_if_full(self._temp_dir), ShardWriter(path) as writer:
             pending: deque[Future[tuple[Sample, dict[str, bytes]]]] = deque()
             with self._device_lock, torch.inference_mode():
                 held = time.monotonic()
-                for batch in self._batches(self._dataset.run.sample_ids(shard)):
-                    for sample in self._sample(batch):
-                        pending.append(self._encoders.submit(self._encode, sample))
+                for sample in self._samples(shard, ids):
+                    pending.append(self._encoders.submit(self._encode, sample))
                     in_flight = MAX_BATCHES_IN_FLIGHT * self._runtime.batch_size
                     while pending and (pending[0].done() or len(pending) > in_flight):
                         self._write(writer, pending.popleft())
                 device_seconds = time.monotonic() - held
             while pending:
                 self._write(writer, pending.popleft())
+            written = writer.finish()
+            if [row.key for row in written.rows] != [key(i) for i in ids]:
+                raise DamagedShard(f"shard {shard}: {len(written.rows)} samples were made, {len(ids)} belong into it")
             timing = Timing(
                 attempt=attempt,
                 host=socket.gethostname(),
@@ -139,50 +161,80 @@ class PairWorker:
                 code_revision=code_revision(),
                 versions=library_versions(),
             )
-            commit = commit_shard(self._dataset.storage, self._dataset.run.fingerprint, shard, writer.finish(), timing)
+            commit = commit_shard(self._dataset.storage, self._dataset.run.fingerprint, shard, written, timing)
         return ShardResult(commit, adopted=commit.timing != timing, device_seconds=device_seconds)
 
-    def _batches(self, ids: range) -> Iterator[range]:
+    def _samples(self, shard: int, ids: range) -> Iterator[Sample]:
+        """The samples of a shard in order, sampled a batch at a time."""
+        rejected: Counter[str] = Counter()
         size = self._runtime.batch_size
-        return (ids[start : start + size] for start in range(0, len(ids), size))
+        allowed = max_rejected(self._runtime.max_rejected_fraction, len(ids), self._spec.num_samples)
+        encoded: dict[str, Tensor] = {}
+        for start in range(0, len(ids), size):
+            batch = ids[start : start + size]
+            rows = self._rows(shard, batch)
+            encoded = self._encode_prompts([row.prompt for row in rows], encoded)
+            for sample in self._sample(batch, rows, torch.cat([encoded[row.prompt] for row in rows])):
+                rejected.update([sample.row.reason] if sample.row.status == "rejected" else [])
+                if rejected.total() > allowed:
+                    reasons = ", ".join(f"{reason}: {count}" for reason, count in rejected.items())
+                    raise RunStopped(
+                        f"shard {shard}: {rejected.total()} of its first {len(ids[: start + size])} samples are bad "
+                        f"({reasons}); mend the teacher or its dtype, or raise runtime.max_rejected_fraction"
+                    )
+                yield sample
 
-    def _sample(self, ids: range) -> list[Sample]:
-        """Sample one batch; (B, ...) tensors stay on the device until they have been checked."""
-        spec = self._spec
-        rows = self._rows(ids)
+    def _encode_prompts(self, prompts: Sequence[str], encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The encoding, (1, ...), of each distinct prompt; samples of a prompt follow each other, so the last batch's
+        encodings are all that can be of use again.
+        """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in encoded]
+        if new:
+            encoded = {**encoded, **dict(zip(new, self._teacher.encode_prompts(new).split(1), strict=True))}
+        return {prompt: encoded[prompt] for prompt in dict.fromkeys(prompts)}
+
+    def _sample(self, ids: range, rows: Sequence[IndexRow], condition: Tensor) -> Iterator[Sample]:
+        """One batch, on the device until it has been checked. A bad sample is made once more, alone and in float32."""
+        spec, fields = self._spec, self._spec.fields
         noises = np.stack([noise(spec.seed, i, spec.teacher.sample_shape) for i in ids])
-        prompts = [row.prompt for row in rows]
-        truncated = self._teacher.truncated(prompts)
-        with_image = self._needs_image(ids)
-        x0, image, condition = sample_batch(self._teacher, spec, noises, prompts, self._unconditional, ids, with_image)
-        reasons = rejection_reasons(x0, image, spec.teacher.sample_shape, spec.teacher.image_shape)
-        samples: list[Sample] = []
-        for i, reason in enumerate(reasons):
-            row = replace(rows[i], noise_digest=noise_digest(noises[i]), prompt_truncated=truncated[i])
-            one = (x0[i : i + 1], image[i : i + 1] if image is not None else None, condition[i : i + 1])
+        truncated = self._teacher.truncated([row.prompt for row in rows])
+        batch = self._run_teacher(noises, condition, self._unconditional, ids)
+        reasons = rejection_reasons(batch, spec, len(ids))
+        for at, (sample_id, reason) in enumerate(zip(ids, reasons, strict=True)):
+            row = replace(rows[at], noise_digest=noise_digest(noises[at]), prompt_truncated=truncated[at])
+            one = batch.one(at) if reason is None else batch
             if reason is not None:
-                one, reason = self._retry(noises[i : i + 1], prompts[i], ids[i : i + 1], with_image)
+                with self._teacher.float32():
+                    again = self._teacher.encode_prompts([row.prompt])
+                    unconditional = self._teacher.encode_prompts([spec.negative_prompt])
+                    one = self._run_teacher(noises[at : at + 1], again, unconditional, ids[at : at + 1])
+                (reason,) = rejection_reasons(one, spec, 1)
+                row = replace(row, made_in_float32=True)
             if reason is not None:
-                samples.append(Sample(replace(row, status="rejected", reason=reason), noises[i], None, None, None))
-            else:
-                samples.append(self._to_host(row, noises[i], *one))
-        return samples
+                yield Sample(replace(row, status="rejected", reason=reason), noises[at], None, None, None)
+                continue
+            image = one.image
+            if image is None and sample_id in self._previews:
+                decoded = self._teacher.decode(one.x0)
+                image = decoded if decoded.isfinite().all() else None
+            x0 = {"latent": one.x0, "pixels": one.image, "none": None}[fields.x0]
+            embedding = one.condition if fields.text_embedding else None
+            yield Sample(
+                row=row,
+                noise=noises[at],
+                x0=None if x0 is None else x0[0].cpu().numpy().astype(fields.x0_dtype),
+                image=None if image is None else to_uint8(image[0].cpu().numpy()),
+                text_embedding=None if embedding is None else embedding[0].cpu().numpy().astype(np.float16),
+            )
 
-    def _retry(
-        self, noises: NDArray[np.float16], prompt: str, ids: range, with_image: bool
-    ) -> tuple[tuple[Tensor, Tensor | None, Tensor], str | None]:
-        """A bad sample once more, alone and in float32, text encoder and decoder included."""
-        spec = self._spec
-        with self._teacher.float32():
-            unconditional = self._teacher.encode_prompts([spec.negative_prompt])
-            one = sample_batch(self._teacher, spec, noises, [prompt], unconditional, ids, with_image)
-        return one, rejection_reasons(one[0], one[1], spec.teacher.sample_shape, spec.teacher.image_shape)[0]
+    def _run_teacher(
+        self, noises: NDArray[np.float16], condition: Tensor, unconditional: Tensor, ids: Sequence[int]
+    ) -> TeacherBatch:
+        x0 = sample_batch(self._teacher, self._spec, noises, condition, unconditional, ids)
+        is_stored = self._spec.fields.image != "none" or self._spec.fields.x0 == "pixels"
+        return TeacherBatch(x0, self._teacher.decode(x0) if is_stored else None, condition)
 
-    def _needs_image(self, ids: range) -> bool:
-        fields = self._spec.fields
-        return fields.image != "none" or fields.x0 == "pixels" or not self._previews.isdisjoint(ids)
-
-    def _rows(self, ids: range) -> list[IndexRow]:
+    def _rows(self, shard: int, ids: range) -> list[IndexRow]:
         """Index rows of samples; place, truncation, noise digest and status are filled in later."""
         spec = self._spec
         first, last = ids[0] // spec.pairs_per_prompt, ids[-1] // spec.pairs_per_prompt
@@ -193,7 +245,7 @@ class PairWorker:
             rows.append(
                 IndexRow(
                     key=key(i),
-                    shard=i // self._dataset.run.layout.samples_per_shard,
+                    shard=shard,
                     row=-1,
                     offset=-1,
                     length=0,
@@ -210,22 +262,8 @@ class PairWorker:
             )
         return rows
 
-    def _to_host(
-        self, row: IndexRow, noises: NDArray[np.float16], x0: Tensor, image: Tensor | None, condition: Tensor
-    ) -> Sample:
-        fields = self._spec.fields
-        source = {"latent": x0, "pixels": image, "none": None}[fields.x0]
-        dtype = np.float16 if fields.x0_dtype == "float16" else np.float32
-        return Sample(
-            row=row,
-            noise=noises,
-            x0=None if source is None else source[0].cpu().numpy().astype(dtype),
-            image=None if image is None else to_uint8(image[0].cpu().numpy()),
-            text_embedding=condition[0].cpu().float().numpy().astype(np.float16) if fields.text_embedding else None,
-        )
-
     def _encode(self, sample: Sample) -> tuple[Sample, dict[str, bytes]]:
-        if sample.row.status == "ok" and int(sample.row.key) in self._previews and sample.image is not None:
+        if sample.image is not None and int(sample.row.key) in self._previews:
             self._dataset.storage.write(preview_path(int(sample.row.key)), encode_preview(sample.image))
         return sample, encode_members(sample, self._spec.fields, self._dataset.run.fingerprint)
 
@@ -237,89 +275,35 @@ class PairWorker:
             writer.reject(sample.row)
 
 
-def load_teacher(config: TeacherConfig, spec: PairsSpec, device: torch.device, runtime: PairsRuntime) -> Teacher:
-    """Load a teacher and make sure that it is the one of ``spec``.
-
-    Raises:
-        UserError: it is another one; every field that differs is named.
-    """
-    teacher = teachers.load(config, device, compile=runtime.compile, channels_last=runtime.channels_last)
-    teachers.check_identity(teacher.identity, spec.teacher, where="the dataset")
-    return teacher
-
-
-def sample_batch(
-    teacher: Teacher,
-    spec: PairsSpec,
-    noises: NDArray[np.float16],
-    prompts: Sequence[str],
-    unconditional: Tensor,
-    ids: Sequence[int],
-    with_image: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Run the teacher's sampler on one batch as ``spec`` says.
-
-    Args:
-        teacher: the teacher of ``spec``.
-        spec: sampler, guidance_scale, seed.
-        noises: (B, *sample_shape), float16, unit variance.
-        prompts: B texts; equal ones are encoded once.
-        unconditional: (1, ...), encoding of the negative prompt.
-        ids: B sample ids, from which stochastic samplers derive their randomness.
-        with_image: whether to decode.
-
-    Returns:
-        x0 (B, *sample_shape) float32, image (B, 3, H, W) float32 in [-1, 1] unclipped or None, condition (B, ...).
-    """
-    distinct = list(dict.fromkeys(prompts))
-    encoded = teacher.encode_prompts(distinct)
-    condition = encoded[[distinct.index(prompt) for prompt in prompts]] if len(distinct) < len(prompts) else encoded
-    z = torch.from_numpy(noises).to(teacher.device, torch.float32)
-    x0 = teacher.sample(
-        z, condition, unconditional, spec.sampler, spec.guidance_scale, seed=spec.seed, sample_ids=list(ids)
-    )
-    return x0, teacher.decode(x0) if with_image else None, condition
+def _open_dataset(root: str, fingerprint: str) -> Dataset:
+    """The dataset at ``root`` as this machine sees it."""
+    host = socket.gethostname()
+    storage = Storage.open(root)
+    if not storage.exists(RUN):
+        raise UserError(f"{root}: host {host} does not see it; a cluster of several machines needs a shared output")
+    dataset = Dataset.open(storage)
+    if dataset.run.fingerprint != fingerprint:
+        raise UserError(f"{root}: on host {host} this is another dataset; a cluster needs a shared output")
+    return dataset
 
 
-def rejection_reasons(
-    x0: Tensor, image: Tensor | None, sample_shape: Sequence[int], image_shape: Sequence[int]
-) -> list[str | None]:
-    """Why each sample of a batch cannot be kept, or None.
+@contextmanager
+def _named_if_full(temp_dir: Path) -> Iterator[None]:
+    """Name the disk in the error of a full one: writing to an open file does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, f"{socket.gethostname()}:{temp_dir}") from error
 
-    Args:
-        x0: (B, ...), any float dtype.
-        image: (B, ...) or None.
-        sample_shape: what x0 should look like without its batch dimension.
-        image_shape: what an image should look like.
-    """
-    reasons: list[str | None] = [None] * len(x0)
-    for name, batch, shape in (("x0", x0, sample_shape), ("image", image, image_shape)):
-        if batch is None:
-            continue
-        if tuple(batch.shape[1:]) != tuple(shape):
-            return [f"{name} has a wrong shape"] * len(x0)
-        flat = batch.half().float().flatten(1)  # what float16 storage would make of it
-        finite = flat.isfinite().all(1)
-        constant = flat.amax(1) == flat.amin(1)
-        for i, (is_finite, is_constant) in enumerate(zip(finite.tolist(), constant.tolist(), strict=True)):
-            if reasons[i] is None and not is_finite:
-                reasons[i] = f"{name} is not finite"
-            elif reasons[i] is None and is_constant:
-                reasons[i] = f"{name} is constant"
-    return reasons
+
+def _remove_stale_files(temp_dir: Path) -> None:
+    """Remove what killed processes of this machine left behind; what another machine left is not ours to judge."""
+    for stale in temp_dir.glob(f"{_TEMP_PREFIX}*.tar"):
+        if has_ended("-".join(stale.name.removeprefix(_TEMP_PREFIX).split("-")[:4])):
+            stale.unlink(missing_ok=True)
 
 
 def _device_name(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
-
-
-def _temp_dir(parent: str | None, fingerprint: str) -> Path:
-    """A folder of this process; those that killed processes of this dataset left behind are removed."""
-    base = Path(parent or tempfile.gettempdir())
-    base.mkdir(parents=True, exist_ok=True)
-    prefix = f"potstill-{fingerprint[:8]}-{socket.gethostname()}-"
-    for stale in base.glob(f"{prefix}*"):
-        pid = stale.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(stale, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=base))

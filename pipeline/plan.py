@@ -50,7 +50,7 @@ def print_plan(config: GeneratePairsConfig, run: Run, prompts: Path) -> None:
 
 def _probe(config: GeneratePairsConfig, run: Run, prompts: Path) -> tuple[Counter[str], float]:
     """Bytes a sample by suffix, tar headers and padding included; images a second of one worker."""
-    size = min(config.runtime.batch_size, run.spec.num_samples)
+    size = min(config.runtime.batch_size, run.spec.num_samples, run.layout.samples_per_shard)
     spec = run.spec.model_copy(update={"num_samples": min(_PROBE_BATCHES * size, run.spec.num_samples)})
     layout = PairsLayout(samples_per_shard=size)
     num_shards = -(-spec.num_samples // size)
@@ -62,7 +62,7 @@ def _probe(config: GeneratePairsConfig, run: Run, prompts: Path) -> tuple[Counte
         storage = Storage.open(folder)
         dataset = Dataset.create_or_open(storage, small)
         storage.upload(PROMPTS, prompts)
-        worker = PairWorker(storage.uri, config.teacher, config.runtime)
+        worker = PairWorker(storage.uri, small.fingerprint, config.teacher, config.runtime)
         results = [worker.run(shard) for shard in range(num_shards)]
         num_samples = sum(result.commit.num_samples for result in results)
         for result in results:

@@ -18,13 +18,13 @@ from configs.errors import RunStopped
 from pipeline.driver import Executor, Outcome
 from pipeline.lease import Lease
 from pipeline.pairs import ShardResult
+from pipeline.sampling import max_rejected
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import REPORT
 
 _WINDOW_S = 60.0
 _FLUSH_EVERY_S = 60.0
 _FLUSH_EVERY_EVENTS = 10_000
-_SMALLEST_SAMPLE_FOR_A_RATE = 1000
 
 
 class Progress:
@@ -152,18 +152,21 @@ class Progress:
         if not self._events:
             return
         path = f"events/{self._run_id}-{self._num_flushed:05d}.jsonl"
-        self._dataset.storage.write(path, "".join(self._events).encode())
+        try:
+            self._dataset.storage.write(path, "".join(self._events).encode())
+        except OSError as error:  # a log that cannot be written is no reason to stop: the workers judge the storage
+            self.say(f"{path} not written, kept for later ({error})")
+            return
         self._events.clear()
         self._num_flushed += 1
 
-    def close(self, outcome: str) -> dict[str, Any]:
-        """Write the last events and ``report.json``; returns the report."""
+    def close(self, outcome: str) -> None:
+        """Write the last events and ``report.json``."""
         self._bar.close()
         report = self.report(outcome)
         self._event("ended", **report)
         self.flush()
         self._dataset.storage.write(REPORT, json.dumps(report, indent=1).encode())
-        return report
 
     def report(self, outcome: str) -> dict[str, Any]:
         """Everything counted in this run."""
@@ -204,8 +207,7 @@ class Progress:
 
     def _check_rejected(self) -> None:
         """Stop a run that produces rubbish, yet not for the first bad sample of a small shard."""
-        basis = max(self.num_finished, min(self._total, _SMALLEST_SAMPLE_FOR_A_RATE))
-        if self.num_rejected > self._max_rejected_fraction * basis:
+        if self.num_rejected > max_rejected(self._max_rejected_fraction, self.num_finished, self._total):
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self._rejected.most_common())
             raise RunStopped(
                 f"{self.num_rejected} of {self.num_finished} samples are rejected ({reasons}); "

@@ -1,6 +1,7 @@
 """Which code and which libraries made something."""
 
 import hashlib
+import shutil
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -17,7 +18,7 @@ def code_revision() -> str:
     A Ray job runs in a copy of the working directory without its ``.git``, hence the second form: the first 12 hex
     digits of a sha256 over the Python sources, the same wherever the same code runs.
     """
-    if (_ROOT / ".git").exists():
+    if (_ROOT / ".git").exists() and shutil.which("git"):
         described = subprocess.run(
             ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
             capture_output=True,

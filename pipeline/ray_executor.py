@@ -8,10 +8,14 @@ dies loses no finished shard and a retry cannot write a second copy under anothe
 * ``max_restarts=-1``: Ray brings a dead actor back wherever there is room. No shard is given to an actor before its
   ``load`` has returned, so none waits for a node that is gone.
 * ``max_concurrency``: two calls overlap in an actor, one sampling, one encoding and uploading.
-* Without ``runtime.actors`` their number follows the cluster: looked up every few seconds, grown and shrunk.
+* Without ``runtime.actors`` their number follows the cluster: looked up every few seconds, grown and shrunk. With it,
+  actors that find no room stay pending, which is what an autoscaler acts upon.
+* An actor that fails shard after shard, while others do not, rests and is then replaced.
 """
 
 import math
+import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
 
 from configs.errors import RunStopped, UserError
@@ -28,7 +33,13 @@ from pipeline.pairs import PairWorker, ShardResult
 
 _SLOTS_PER_ACTOR = 2
 _LOOK_AT_CLUSTER_EVERY_S = 5.0
-_MAX_FAILED_LOADS = 3
+_MAX_FAILED_LOADS = 10
+"""Loads that may fail one after the other while no actor is up."""
+_MAX_FAILED_SHARDS = 3
+"""Different shards that may fail at an actor one after the other before it is replaced."""
+_REST_S = 5.0
+"""Seconds an actor rests per shard it failed, while others are sound."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -37,14 +48,19 @@ class _Actor:
 
     def __init__(self, make_worker: Callable[[], PairWorker]) -> None:
         self._make_worker = make_worker
+        self._worker: PairWorker | None = None
+        self._loading = threading.Lock()
 
     def load(self) -> str:
-        """Build the worker; returns the node's address."""
-        self._worker = self._make_worker()
+        """Build the worker, if this process has none yet; returns the node's address."""
+        with self._loading:
+            self._worker = self._worker or self._make_worker()
         return ray.util.get_node_ip_address()
 
     def run(self, shard: int, attempt: int) -> ShardResult:
-        """Make one shard."""
+        """Make one shard. An actor that Ray restarted behind the driver's back loads first."""
+        self.load()
+        assert self._worker is not None
         return self._worker.run(shard, attempt)
 
 
@@ -59,6 +75,8 @@ class _Handle:
     ready: bool = False
     running: dict[Any, tuple[int, float]] = field(default_factory=dict)
     idle_since: float = 0.0
+    failed_shards: set[int] = field(default_factory=set)  # since its last success
+    resting_until: float = 0.0
 
     @property
     def name(self) -> str:
@@ -110,13 +128,13 @@ class RayExecutor:
         waits behind another one could be made by an idle actor.
         """
         self._follow_cluster(num_waiting)
-        ready = [handle for handle in self._handles if handle.ready]
-        per_actor = _SLOTS_PER_ACTOR if num_waiting >= len(ready) else 1
-        return min(num_waiting, sum(max(0, per_actor - len(handle.running)) for handle in ready))
+        able = self._able()
+        per_actor = _SLOTS_PER_ACTOR if num_waiting >= len(able) else 1
+        return min(num_waiting, sum(max(0, per_actor - len(handle.running)) for handle in able))
 
     def submit(self, shard: int, attempt: int) -> None:
         """Start an attempt at the least busy actor."""
-        handle = min((handle for handle in self._handles if handle.ready), key=lambda handle: len(handle.running))
+        handle = min(self._able(), key=lambda handle: len(handle.running))
         handle.running[handle.actor.run.remote(shard, attempt)] = (shard, time.monotonic())
 
     def wait(self, timeout_s: float) -> list[Outcome]:
@@ -153,6 +171,18 @@ class RayExecutor:
             ray.kill(handle.actor)
         self._handles.clear()
 
+    def _able(self) -> list[_Handle]:
+        """The actors that may be given work.
+
+        One that failed rests while another is sound: a broken device fails at once, is idle first, and would otherwise
+        be handed every shard there is.
+        """
+        ready = [handle for handle in self._handles if handle.ready]
+        now = time.monotonic()
+        if any(not handle.failed_shards for handle in ready):
+            return [handle for handle in ready if now >= handle.resting_until]
+        return ready
+
     def _outcomes(self, handle: _Handle, ref: Any) -> list[Outcome]:
         now = time.monotonic()
         lost_seconds = now - max(handle.running[ref][1], handle.idle_since)
@@ -160,31 +190,48 @@ class RayExecutor:
         try:
             result = ray.get(ref)
         except RayTaskError as error:
+            handle.failed_shards.add(handle.running[ref][0])
+            handle.resting_until = now + _REST_S * len(handle.failed_shards)
+            cause, details = error.cause or error, _COLOUR.sub("", str(error))
+            if len(handle.failed_shards) >= _MAX_FAILED_SHARDS and any(
+                not other.failed_shards for other in self._handles
+            ):
+                # One shard after the other fails here and not elsewhere: blame the actor and take a new one.
+                self._drop(handle)
+                return self._lose_all(handle, cause, details, lost_seconds)
             shard, _ = handle.running.pop(ref)
-            return [Outcome(shard, handle.name, error=error.cause or error, lost_seconds=lost_seconds)]
+            return [Outcome(shard, handle.name, error=cause, details=details, lost_seconds=lost_seconds)]
         except RayError as error:
             # Everything the actor had dies with it. Ray restarts it where there is room; it gets no shard until then.
-            shards = [shard for shard, _ in handle.running.values()]
-            handle.running.clear()
             handle.ready, handle.loading = False, handle.actor.load.remote()
-            return [
-                Outcome(shard, handle.name, error=error, crashed=True, lost_seconds=lost_seconds * (n == 0))
-                for n, shard in enumerate(shards)
-            ]
+            return self._lose_all(handle, error, str(error), lost_seconds)
+        handle.failed_shards.clear()
         shard, _ = handle.running.pop(ref)
         return [Outcome(shard, handle.name, result=result)]
+
+    def _lose_all(self, handle: _Handle, error: BaseException, details: str, lost_seconds: float) -> list[Outcome]:
+        """Crashes of every shard an actor had; the time is lost once."""
+        shards = [shard for shard, _ in handle.running.values()]
+        handle.running.clear()
+        return [
+            Outcome(
+                shard, handle.name, error=error, details=details, crashed=True, lost_seconds=lost_seconds * (n == 0)
+            )
+            for n, shard in enumerate(shards)
+        ]
 
     def _loaded(self, handle: _Handle) -> None:
         try:
             handle.node = ray.get(handle.loading)
         except RayError as error:
             self._drop(handle)
+            self._failed_loads += 1
             cause = getattr(error, "cause", None) or error
+            print(f"an actor could not load its teacher ({type(cause).__name__}: {_first_line(cause)})", flush=True)
             if isinstance(cause, UserError) and self._num_loaded == 0:
                 raise cause from None
-            self._failed_loads += 1
             if self._failed_loads >= _MAX_FAILED_LOADS and self.num_workers == 0:
-                raise RunStopped(f"no actor can load the teacher: {cause!r}") from error
+                raise RunStopped(f"no actor can load the teacher: {_first_line(cause)}") from error
         else:
             handle.ready, handle.idle_since = True, time.monotonic()
             self._failed_loads, self._num_loaded = 0, self._num_loaded + 1
@@ -221,24 +268,31 @@ class RayExecutor:
 
     def _room(self) -> int:
         """How many actors fit on the nodes that are alive, side by side with nobody else."""
-        needs = {"CPU": self._runtime.cpus_per_actor, "GPU": self._runtime.gpus_per_actor}
+        needs = {name: need for name, need in self._needs().items() if need > 0}
         return sum(
-            min(math.floor(node["Resources"].get(name, 0) / need + 1e-9) for name, need in needs.items() if need > 0)
+            min(math.floor(node["Resources"].get(name, 0) / need + 1e-9) for name, need in needs.items())
             for node in ray.nodes()
             if node["Alive"]
         )
 
     def _check_resources(self) -> None:
-        deadline = time.monotonic() + self._runtime.wait_for_gpus_s
-        while self._runtime.gpus_per_actor > 0 and ray.cluster_resources().get("GPU", 0) == 0:
+        """Make sure that an actor fits on some node, waiting for nodes to come if asked to."""
+        runtime = self._runtime
+        deadline = time.monotonic() + runtime.wait_for_resources_s
+        while self._room() == 0:
             if time.monotonic() >= deadline:
+                what = f"{runtime.cpus_per_actor:g} CPUs and {runtime.gpus_per_actor:g} GPUs"
+                key = "runtime.gpus_per_actor" if runtime.gpus_per_actor > 0 else "runtime.cpus_per_actor"
                 raise UserError(
-                    f"runtime.gpus_per_actor: {self._runtime.gpus_per_actor:g} asked, the cluster has no GPU; "
-                    "set it to 0 to sample on CPUs, or runtime.wait_for_gpus_s if nodes are still to come"
+                    f"{key}: no node of the cluster has {what} for one actor; ask for less, "
+                    "or set runtime.wait_for_resources_s if nodes are still to come"
                 )
+            request_resources(bundles=[{name: need for name, need in self._needs().items() if need > 0}])
             time.sleep(1.0)
-        if self._runtime.actors is None and self._room() == 0:
-            raise UserError(
-                f"runtime.cpus_per_actor: no node has {self._runtime.cpus_per_actor:g} CPUs and "
-                f"{self._runtime.gpus_per_actor:g} GPUs for one actor; ask for less"
-            )
+
+    def _needs(self) -> dict[str, float]:
+        return {"CPU": self._runtime.cpus_per_actor, "GPU": self._runtime.gpus_per_actor}
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:300]

@@ -6,12 +6,13 @@ The state of a run *is* the set of commit records on storage. Resuming is: read 
 
 import json
 import re
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
 from configs.errors import UserError
 from configs.fingerprint import differences, fingerprint
+from configs.schema import FORMAT_VERSION, NOISE_RECIPE
 from pipeline.shards.layout import RUN, SEALED, commit_path, parked_path
 from pipeline.shards.records import Commit, DamagedRecord, Run
 from pipeline.shards.storage import Storage
@@ -37,7 +38,7 @@ class Dataset:
         """Open an existing dataset.
 
         Raises:
-            UserError: there is no ``run.json``, or it belongs to another version of the format.
+            UserError: there is no ``run.json``, or it is of another version of the format or of the noise.
             DamagedRecord: ``run.json`` was edited or damaged.
         """
         try:
@@ -46,6 +47,7 @@ class Dataset:
             raise UserError(
                 f"{storage.uri}: no {RUN}, so not a pair dataset; name a root that generate_pairs.py wrote"
             ) from None
+        _check_version(data, f"{storage.uri}/{RUN}")
         try:
             run = Run.model_validate_json(data)
         except ValidationError as error:
@@ -130,13 +132,44 @@ class Dataset:
         except FileNotFoundError:
             record = ""
         self.park(shard, json.dumps({"shard": shard, "reason": reason, "withdrawn": record}, indent=1).encode())
-        self.storage.delete(SEALED)
+        self.unseal()
         self.storage.delete(path)
+
+    def unseal(self) -> None:
+        """Take back that the dataset is finished: the next run makes what is missing and writes the manifest again."""
+        self.storage.delete(SEALED)
 
     @property
     def sealed(self) -> dict[str, Any] | None:
-        """What ``SEALED.json`` says, or None while shards are missing."""
+        """What ``SEALED.json`` says, or None while shards are missing.
+
+        Raises:
+            DamagedRecord: it is not what was written.
+        """
         try:
-            return json.loads(self.storage.read(SEALED))
+            sealed = json.loads(self.storage.read(SEALED))
         except FileNotFoundError:
             return None
+        except ValueError:
+            raise DamagedRecord(f"{SEALED}: not JSON; verify_shards.py --repair removes it") from None
+        if not isinstance(sealed, dict):
+            raise DamagedRecord(f"{SEALED}: not a record; verify_shards.py --repair removes it")
+        return cast(dict[str, Any], sealed)
+
+
+def _check_version(data: bytes, where: str) -> None:
+    """Refuse what this code would misread; before the record is parsed, as another version may have other keys.
+
+    A record that does not name its versions is left to the strict parser, and to the fingerprint.
+    """
+    try:
+        spec = json.loads(data)["spec"]
+        found = {"format_version": spec["format_version"], "noise_recipe": spec["noise_recipe"]}
+    except (ValueError, KeyError, TypeError):
+        return
+    for name, expected in (("format_version", FORMAT_VERSION), ("noise_recipe", NOISE_RECIPE)):
+        if found[name] != expected:
+            raise UserError(
+                f"{where}: {name} is {found[name]!r}, this code knows {expected!r} only; "
+                "use the version of the code that made the dataset"
+            )

@@ -1,7 +1,7 @@
 """The manifest: all commits and all index rows of a finished dataset in a few large Parquet files.
 
-Written once, when every shard is in; derived from the commit records and nothing else, so it can be deleted and
-written again. Memory is bounded by one part of the sample table, whatever the number of shards.
+Written once, when every shard is in; derived from the commit records and the indices they name and nothing else, so it
+can be deleted and written again. Memory: all commit records, about 1 kB each, and one part of the sample table.
 
 ``SEALED.json`` comes last. Its ``content_sha256`` is the sha256 over the shards' sha256 in order: it names the very
 bytes, where the fingerprint names the intention.
@@ -12,15 +12,14 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import SEALED, SHARDS_TABLE, samples_table, sha256_hex
+from pipeline.shards.layout import SEALED, SHARDS_TABLE, key, samples_table, sha256_hex
+from pipeline.shards.parallel import parallel_map
 from pipeline.shards.records import Commit
 from pipeline.shards.writer import INDEX_SCHEMA, DamagedShard
 
@@ -64,12 +63,19 @@ def write_manifest(dataset: Dataset) -> dict[str, Any]:
     missing = dataset.run.num_shards - len(commits)
     if missing:
         raise DamagedShard(f"{storage.uri}: {missing} of {dataset.run.num_shards} shards have no commit record")
-    storage.write(
-        SHARDS_TABLE, _parquet(pa.Table.from_pylist([_shard_row(dataset, c) for c in commits], SHARDS_SCHEMA))
-    )
+    storage.write(SHARDS_TABLE, _parquet(shards_table(dataset, commits)))
     num_parts = 0
     for num_parts, part in enumerate(_parts(read_indices(dataset, commits)), start=1):
         storage.write(samples_table(num_parts - 1), _parquet(part))
+    written = {SHARDS_TABLE, *map(samples_table, range(num_parts))}
+    for info in list(storage.list("manifest/")):  # of an earlier manifest with more parts: a glob would find them
+        if info.path not in written:
+            storage.delete(info.path)
+    return summary(dataset, commits, num_parts)
+
+
+def summary(dataset: Dataset, commits: list[Commit], num_parts: int) -> dict[str, Any]:
+    """What ``SEALED.json`` says of a dataset with these commits, in order, and so many parts of the sample table."""
     content = hashlib.sha256("\n".join(commit.sha256 for commit in commits).encode()).hexdigest()
     rejected: Counter[str] = sum((commit.rejected_by_reason for commit in commits), Counter[str]())
     return {
@@ -92,17 +98,20 @@ def seal(dataset: Dataset, summary: dict[str, Any]) -> None:
 
 
 def read_commits(dataset: Dataset) -> list[Commit]:
-    """All commit records in order of their shards; many at a time, as an object store answers each in tens of ms."""
-    shards = sorted(dataset.committed())
-    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        return [commit for commit in pool.map(dataset.commit, shards) if commit is not None]
+    """All commit records in order of their shards.
+
+    Raises:
+        DamagedRecord: one is not what was written.
+    """
+    commits = parallel_map(dataset.commit, sorted(dataset.committed()), _PARALLEL_READS)
+    return [commit for commit in commits if commit is not None]
 
 
 def read_index(dataset: Dataset, commit: Commit) -> pa.Table:
     """The index of one shard, checked against its commit record.
 
     Raises:
-        DamagedShard: it is missing, or its sha256 or schema differ.
+        DamagedShard: it is missing, its sha256 or schema differ, or it is no Parquet file.
     """
     where = f"shard {commit.shard}: {commit.index_path}"
     try:
@@ -111,28 +120,35 @@ def read_index(dataset: Dataset, commit: Commit) -> pa.Table:
         raise DamagedShard(f"{where} is missing") from None
     if sha256_hex(data) != commit.index_sha256:
         raise DamagedShard(f"{where} is damaged: its sha256 is not the one recorded")
-    table = pq.read_table(io.BytesIO(data))
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedShard(f"{where} is no Parquet file ({error})") from None
     if not table.schema.equals(INDEX_SCHEMA):
         raise DamagedShard(f"{where} has other columns than this version of the format")
     return table
 
 
 def read_indices(dataset: Dataset, commits: Iterable[Commit]) -> Iterator[pa.Table]:
-    """The indices of ``commits`` in order, a few at a time."""
-    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        remaining = iter(commits)
-        while some := list(islice(remaining, _PARALLEL_READS)):
-            yield from pool.map(lambda commit: read_index(dataset, commit), some)
+    """The indices of ``commits`` in order, a few in memory at a time. Raises DamagedShard, as :func:`read_index`."""
+    return parallel_map(lambda commit: read_index(dataset, commit), commits, _PARALLEL_READS)
+
+
+def shards_table(dataset: Dataset, commits: Iterable[Commit]) -> pa.Table:
+    """The rows of ``manifest/shards.parquet`` that stand for ``commits``."""
+    return pa.Table.from_pylist([_shard_row(dataset, commit) for commit in commits], SHARDS_SCHEMA)
 
 
 def _parts(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Concatenate tables into parts of at least ROWS_PER_PART rows, the last one excepted."""
     held: list[pa.Table] = []
+    num_rows = 0
     for table in tables:
         held.append(table)
-        if sum(map(len, held)) >= ROWS_PER_PART:
+        num_rows += len(table)
+        if num_rows >= ROWS_PER_PART:
             yield pa.concat_tables(held)
-            held = []
+            held, num_rows = [], 0
     if held:
         yield pa.concat_tables(held)
 
@@ -144,8 +160,8 @@ def _shard_row(dataset: Dataset, commit: Commit) -> dict[str, Any]:
         **commit.model_dump(exclude={"rejected", "timing"}),
         **timing,
         "num_rejected": len(commit.rejected),
-        "first_key": f"{ids[0]:09d}",
-        "last_key": f"{ids[-1]:09d}",
+        "first_key": key(ids[0]),
+        "last_key": key(ids[-1]),
         "versions": json.dumps(timing["versions"], sort_keys=True),
     }
 

@@ -14,6 +14,7 @@ plain ``.npy``: no member needs, or is ever read with, pickle.
 import io
 import json
 import tarfile
+import tokenize
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,9 +110,12 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     """A png, webp or jpg member as (H, W, 3) uint8.
 
     Raises:
-        OSError: it is no image.
+        ValueError: it is no image.
     """
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    try:
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # bytes in memory: nothing else can fail
+        raise ValueError(f"no image: {error}") from None
 
 
 def decode_array(data: bytes) -> NDArray[np.generic]:
@@ -120,7 +124,10 @@ def decode_array(data: bytes) -> NDArray[np.generic]:
     Raises:
         ValueError: it is none, or would need pickle.
     """
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (TypeError, tokenize.TokenError) as error:  # what numpy makes of some damaged headers
+        raise ValueError(f"no array: {error}") from None
 
 
 def _npy(array: NDArray[np.generic]) -> bytes:

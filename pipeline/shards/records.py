@@ -8,10 +8,12 @@ from collections import Counter
 
 from pydantic import ValidationError
 
+from configs.errors import RunStopped
 from configs.schema import Model, PairsLayout, PairsSpec, TeacherConfig
+from pipeline.shards.layout import commit_path
 
 
-class DamagedRecord(Exception):
+class DamagedRecord(RunStopped):
     """A JSON record of a dataset that cannot be what was written: names the file."""
 
 
@@ -31,7 +33,7 @@ class Timing(Model):
     total_seconds: float
     """Seconds from the start to the commit."""
     code_revision: str
-    """Git revision of the code, or the distribution's version."""
+    """Git revision of the code, or a digest of its sources; see pipeline/provenance.py."""
     versions: dict[str, str]
     """Versions of the libraries that touch the numbers."""
 
@@ -86,7 +88,7 @@ class Commit(Model):
             commit = Commit.model_validate_json(data)
         except ValidationError as error:
             raise DamagedRecord(f"{path}: not a commit record ({error.errors()[0]['msg']})") from None
-        if path != f"commits/{commit.shard:06d}.json":
+        if path != commit_path(commit.shard):
             raise DamagedRecord(f"{path}: holds the commit record of shard {commit.shard}")
         return commit
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from webdataset.writer import TarWriter
 
+from configs.errors import RunStopped
 from pipeline.shards.layout import IndexRow, commit_path, index_path, sha256_hex, shard_path
 from pipeline.shards.records import Commit, Rejection, Timing
 from pipeline.shards.storage import Storage
@@ -47,7 +48,7 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
-class DamagedShard(Exception):
+class DamagedShard(RunStopped):
     """A shard whose bytes are not what was written or recorded: names the shard and what differs."""
 
 

@@ -35,8 +35,8 @@ from pipeline.pairs import ShardResult
 from pipeline.provenance import code_revision
 from pipeline.ray_executor import RayExecutor
 from pipeline.ray_head import ray_head
-from pipeline.shards.records import Commit, Timing
 from tests.support import tiny_sd
+from tests.support.workers import nothing
 
 PROMPTS = [f"photo {i}" for i in range(32)]
 STEPS = 20
@@ -124,15 +124,7 @@ class NoopWorker:
 
     def run(self, shard: int, attempt: int) -> ShardResult:
         """Return a commit record of nothing."""
-        timing = Timing(
-            attempt=attempt, host="h", device="cpu", started="", sample_seconds=0, total_seconds=0, code_revision="",
-            versions={},
-        )  # fmt: skip
-        commit = Commit(
-            shard=shard, fingerprint="", path="", sha256="", num_bytes=0, index_path="", index_sha256="", num_samples=1,
-            num_truncated=0, rejected=[], timing=timing,
-        )  # fmt: skip
-        return ShardResult(commit, adopted=False, device_seconds=0.0)
+        return nothing(shard)
 
 
 class _Silent:

@@ -47,7 +47,7 @@ spec:
   fields: {noise: false, x0: pixels, x0_dtype: float32, image: webp, prompt: false, text_embedding: true}
 layout: {samples_per_shard: 8}
 runtime: {executor: in-process, batch_size: 9, actors: 10, cpus_per_actor: 0.5, gpus_per_actor: 1.0e-3,
-          wait_for_gpus_s: 11.0, compile: true, channels_last: true, max_errors_per_shard: 12,
+          wait_for_resources_s: 11.0, compile: true, channels_last: true, max_errors_per_shard: 12,
           max_crashes_per_shard: 13, max_rejected_fraction: 0.5, temp_dir: /scratch, lease_period_s: 14.0,
           progress_period_s: 15.0}
 plan: true

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.errors import RunStopped
+from configs.errors import RunStopped, UserError
 from pipeline.driver import Outcome, StopRequest, drive
 from pipeline.pairs import ShardResult
+from pipeline.shards.writer import DamagedShard
 
 
 class Scripted:
@@ -77,7 +78,7 @@ ERROR, CRASH = ValueError("bad sample"), ConnectionError("node lost")
 
 
 @given(
-    st.dictionaries(st.integers(0, 9), st.lists(st.sampled_from([ERROR, CRASH]), max_size=14)),
+    st.dictionaries(st.integers(0, 8), st.lists(st.sampled_from([ERROR, CRASH]), max_size=14)),
     st.integers(1, 4),
     st.integers(1, 3),
     st.integers(1, 12),
@@ -116,6 +117,25 @@ def test_a_full_disk_stops_the_run_instead_of_parking_everything(number):
 
 def test_a_disk_that_was_full_for_a_moment_does_not_stop_the_run():
     _, recorder, parked = run({shard: [full()] for shard in (0, 2, 4)}, slots=1)
+    assert (sorted(recorder.done), parked) == ([0, 1, 2, 3, 4], [])
+
+
+def test_a_users_mistake_met_by_a_worker_ends_the_run_at_once():
+    recorder = Recorder()
+    with pytest.raises(UserError, match="credentials"):
+        run({3: [UserError("credentials have expired")]}, 100, recorder=recorder)
+    assert (recorder.failures, recorder.given_up) == ([], {})
+
+
+def test_errors_everywhere_stop_the_run_instead_of_parking_everything():
+    recorder = Recorder()
+    with pytest.raises(RunStopped, match=r"10 shards in a row failed on 1 workers, the last one with ValueError"):
+        run({shard: [ERROR] * 9 for shard in range(100)}, 100, recorder=recorder)
+    assert recorder.given_up == {}
+
+
+def test_a_disk_that_returns_other_bytes_is_tried_again():
+    _, recorder, parked = run({2: [DamagedShard("read back")]})
     assert (sorted(recorder.done), parked) == ([0, 1, 2, 3, 4], [])
 
 

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from configs.errors import RunStopped, UserError
-from pipeline.lease import Lease, _process_identity
+from pipeline.lease import Lease
+from pipeline.processes import process_identity
 from pipeline.shards.layout import LEASE
 from pipeline.shards.storage import Storage
 
@@ -29,7 +30,7 @@ def test_a_second_run_is_refused_while_the_first_is_alive(storage):
 
 
 def foreign(storage, **about):
-    record = {"id": "x", "host": "elsewhere", "pid": 1, "process": None, "beat": 3} | about
+    record = {"id": "x", "host": "elsewhere", "pid": 1, "process": None, "period_s": PERIOD, "beat": 3} | about
     storage.write(LEASE, json.dumps(record).encode())
 
 
@@ -53,12 +54,32 @@ def test_a_lease_whose_counter_moves_is_respected(storage):
 
 def test_nobody_waits_for_a_process_of_this_machine_that_has_ended(storage):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    process = _process_identity(child.pid)
+    process = process_identity(child.pid)
     child.communicate(b"\n")
     foreign(storage, host="here", pid=child.pid, process=process)
-    started = time.monotonic()
-    with Lease(storage, period_s=60):
-        assert time.monotonic() - started < 60
+    with Lease(storage, period_s=1e6):  # three of its periods are more than anybody's patience
+        assert json.loads(storage.read(LEASE))["pid"] == os.getpid()
+
+
+def test_a_slow_owner_is_given_its_own_time(storage):
+    foreign(storage, period_s=20 * PERIOD)
+    timer = threading.Timer(10 * PERIOD, lambda: foreign(storage, period_s=20 * PERIOD, beat=4))
+    timer.start()
+    with pytest.raises(UserError, match="process 1 on elsewhere is working"):
+        Lease(storage, PERIOD).__enter__()
+    timer.join()
+
+
+def test_the_heartbeat_outlives_storage_trouble(storage, monkeypatch):
+    with Lease(storage, PERIOD):
+        with monkeypatch.context() as patched:
+            patched.setattr(Storage, "write", lambda *_: (_ for _ in ()).throw(UserError("access denied")))
+            time.sleep(3 * PERIOD)
+        before = json.loads(storage.read(LEASE))["beat"]
+        deadline = time.monotonic() + 10
+        while json.loads(storage.read(LEASE))["beat"] == before and time.monotonic() < deadline:
+            time.sleep(PERIOD / 4)
+        assert json.loads(storage.read(LEASE))["beat"] > before
 
 
 def test_a_deleted_lease_is_taken_again(storage):

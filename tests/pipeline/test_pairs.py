@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,11 +15,18 @@ from PIL import Image
 from support.toy import PROMPTS, files, shard_bytes, toy_config
 
 from configs.errors import RunStopped, UserError
+from configs.schema import VerifyShardsConfig
 from pipeline import teachers
 from pipeline.generate import generate_pairs
+from pipeline.inspect_dataset import verify_shards
 from pipeline.noise import noise, noise_digest
-from pipeline.pairs import preview_ids, rejection_reasons
+from pipeline.pairs import PairWorker, preview_ids
+from pipeline.processes import process_identity
+from pipeline.prompts import prepare_prompts
+from pipeline.sampling import TeacherBatch, rejection_reasons
+from pipeline.shards.dataset import Dataset
 from pipeline.shards.members import decode_array, decode_image, split_members
+from pipeline.shards.storage import Storage
 from pipeline.teachers.mixture import MixtureTeacher
 
 
@@ -213,31 +224,70 @@ def test_a_sample_that_only_half_precision_spoils_is_saved(tmp_path, monkeypatch
     assert samples(tmp_path / "root").keys() == samples(dataset[1]).keys()
 
 
-def test_too_many_bad_samples_stop_the_run_and_keep_what_is_good(tmp_path, monkeypatch):
-    poison(monkeypatch, torch.zeros_like, range(8, 16))
+def test_too_many_bad_samples_stop_the_run_and_the_rest_is_made_once_the_cause_is_mended(
+    tmp_path, monkeypatch, dataset
+):
+    calls = poison(monkeypatch, torch.zeros_like, range(8, 16))
     config = toy_config(tmp_path / "root", tmp_path)
-    with pytest.raises(RunStopped, match=r"8 of \d+ samples are rejected \(x0 is constant: 8\).*max_rejected_fraction"):
+    with pytest.raises(RunStopped, match=r"shard 1: 1 of its first 4 samples are bad \(x0 is constant: 1\); mend"):
         generate_pairs(config)
     root = tmp_path / "root"
+    assert [ids for ids in calls if len(ids) == 1] == [[8]]  # one retry was enough to see it
     assert not (root / "SEALED.json").exists()
-    assert json.loads((root / "report.json").read_bytes())["rejected_by_reason"] == {"x0 is constant": 8}
+    assert not (root / "commits/000001.json").exists()
     monkeypatch.undo()
-    generate_pairs(toy_config(tmp_path / "root", tmp_path, runtime={"max_rejected_fraction": 0.5}))
-    assert len(samples(root)) == 32
+    generate_pairs(config)
+    assert shard_bytes(root) == shard_bytes(dataset[1])
 
 
-def test_rejection_reasons_look_at_each_sample_alone():
+def test_rejected_samples_can_be_made_again_once_the_cause_is_mended(tmp_path, monkeypatch, dataset):
+    poison(monkeypatch, torch.zeros_like, {0, 13})
+    generous = toy_config(tmp_path / "root", tmp_path, runtime={"max_rejected_fraction": 0.05})
+    generate_pairs(generous)
+    monkeypatch.undo()
+    root = tmp_path / "root"
+    verify_shards(VerifyShardsConfig(root=str(root), repair=True, redo_rejected=True))
+    generate_pairs(toy_config(tmp_path / "root", tmp_path))
+    assert rejections(root) == {}
+    assert shard_bytes(root) == shard_bytes(dataset[1])
+
+
+def test_rejection_reasons_look_at_each_sample_alone(dataset):
+    spec = Dataset.open(Storage.open(str(dataset[1]))).run.spec
     x0 = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     x0[1, 0, 0, 0], x0[2] = float("inf"), 0.5
     image = x0.clone()
     image[3], image[1] = 0.0, 0.0
-    assert rejection_reasons(x0, image, (3, 8, 8), (3, 8, 8)) == [
+    condition = torch.zeros(4, 5)
+    assert rejection_reasons(TeacherBatch(x0, image, condition), spec, 4) == [
         None,
         "x0 is not finite",
         "x0 is constant",
         "image is constant",
     ]
-    assert rejection_reasons(x0[:1, :2], None, (3, 8, 8), (3, 8, 8)) == ["x0 has a wrong shape"]
+    assert rejection_reasons(TeacherBatch(x0[:1, :2], None, condition), spec, 1) == ["x0 has a wrong shape"]
+    embedded = spec.model_copy(update={"fields": spec.fields.model_copy(update={"text_embedding": True})})
+    condition[0, 3] = 1e6  # beyond the stored float16
+    assert rejection_reasons(TeacherBatch(x0, None, condition), embedded, 4)[0] == "text embedding is not finite"
+
+
+def test_a_teacher_that_returns_too_few_samples_loses_none_silently(tmp_path, monkeypatch):
+    original = MixtureTeacher.sample
+    monkeypatch.setattr(MixtureTeacher, "sample", lambda *args, **kwargs: original(*args, **kwargs)[1:])
+    with pytest.raises(RunStopped, match="5 of 5 shards are parked"):
+        generate_pairs(toy_config(tmp_path / "root", tmp_path))
+    note = json.loads((tmp_path / "root/parked/000002.json").read_bytes())
+    assert "the teacher returned 3 times x0 for 4 samples" in note["reason"]
+
+
+def test_every_prompt_is_encoded_once_in_a_shard(tmp_path, monkeypatch):
+    encoded, original = [], MixtureTeacher.encode_prompts
+    monkeypatch.setattr(
+        MixtureTeacher, "encode_prompts", lambda self, prompts: encoded.extend(prompts) or original(self, prompts)
+    )
+    generate_pairs(toy_config(tmp_path / "root", tmp_path, layout={"samples_per_shard": 20}, runtime={"batch_size": 3}))
+    # 8 pairs a prompt, 20 samples a shard: three prompts each, the third one shared; and the negative prompt.
+    assert Counter(encoded) == Counter(PROMPTS) + Counter([PROMPTS[2], ""])
 
 
 # ------------------------------------------------------------------------------------------------- failing shards
@@ -373,17 +423,63 @@ def test_a_prepared_table_is_taken_as_it_is(dataset, tmp_path):
     _, root = dataset
     table = tmp_path / "table.parquet"
     table.write_bytes((root / "prompts.parquet").read_bytes())
-    prompts = {"path": str(table), "column": "ignored", "min_chars": 100}  # filters are for sources
-    generate_pairs(toy_config(tmp_path / "root", tmp_path, prompts=prompts))
+    generate_pairs(toy_config(tmp_path / "root", tmp_path, prompts={"path": str(table), "column": "ignored"}))
     assert shard_bytes(tmp_path / "root") == shard_bytes(root)
+    with pytest.raises(UserError, match=r"prompts.limit: .* is a prompt table and taken as it is"):
+        generate_pairs(toy_config(tmp_path / "other", tmp_path, prompts={"path": str(table), "limit": 2}))
+
+
+def test_a_run_goes_on_when_the_prompt_file_has_gone(tmp_path, dataset):
+    config = toy_config(tmp_path / "root", tmp_path)
+    generate_pairs(config)
+    for path in ("SEALED.json", "commits/000003.json"):
+        (tmp_path / "root" / path).unlink()
+    (tmp_path / "prompts.txt").unlink()
+    generate_pairs(config)
+    assert shard_bytes(tmp_path / "root") == shard_bytes(dataset[1])
+
+
+def test_another_prompt_table_in_the_output_is_replaced_by_the_right_one(tmp_path, dataset):
+    config = toy_config(tmp_path / "root", tmp_path)
+    generate_pairs(config)
+    root = tmp_path / "root"
+    right = (root / "prompts.parquet").read_bytes()
+    (root / "SEALED.json").unlink()
+    (root / "commits/000003.json").unlink()
+    (tmp_path / "other.txt").write_text("a\nb\nc\nd\ne\n")
+    (root / "prompts.parquet").unlink()
+    prepare_prompts(config.prompts.model_copy(update={"path": str(tmp_path / "other.txt")}), root / "prompts.parquet")
+    generate_pairs(config)
+    assert (root / "prompts.parquet").read_bytes() == right
+    assert shard_bytes(root) == shard_bytes(dataset[1])
+
+
+def test_a_worker_that_sees_another_dataset_refuses(tmp_path, dataset):
+    config, root = dataset
+    with pytest.raises(UserError, match=r"on host .* this is another dataset; a cluster needs a shared output"):
+        PairWorker(str(root), "0" * 64, config.teacher, config.runtime)
+    with pytest.raises(UserError, match=r"host .* does not see it"):
+        PairWorker(str(tmp_path / "elsewhere"), "0" * 64, config.teacher, config.runtime)
+
+
+def test_no_temporary_file_is_left(tmp_path, dataset):
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    killed = temp / f"potstill-{process_identity(child.pid)}-000001-5.tar"
+    child.communicate(b"\n")
+    alive = temp / f"potstill-{process_identity(os.getpid())}-000001-5.tar"
+    foreign = temp / "potstill-0123-4567-89-10-000001-5.tar"
+    for path in (killed, alive, foreign):
+        path.write_bytes(b"")
+    generate_pairs(toy_config(tmp_path / "root", tmp_path, runtime={"temp_dir": str(temp)}))
+    assert sorted(temp.iterdir()) == sorted([alive, foreign])
 
 
 def test_two_prompts_in_one_batch_and_a_prompt_across_batches(tmp_path, dataset):
     # pairs_per_prompt 8 in batches of 5: every combination of cut prompts and mixed batches.
     _, root = dataset
-    generate_pairs(
-        toy_config(tmp_path / "root", tmp_path, runtime={"batch_size": 5}, layout={"samples_per_shard": 40})
-    )
+    generate_pairs(toy_config(tmp_path / "root", tmp_path, runtime={"batch_size": 5}, layout={"samples_per_shard": 40}))
     ours = samples(tmp_path / "root")
     assert {key: row["prompt"] for key, (_, row) in ours.items()} == {
         key: row["prompt"] for key, (_, row) in samples(root).items()

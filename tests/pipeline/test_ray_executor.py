@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -19,8 +20,13 @@ import yaml
 from support import stage
 from support.toy import files, shard_bytes, toy_config
 
+from configs.errors import RunStopped, UserError
+from configs.schema import PairsRuntime
+from pipeline.driver import StopRequest, drive
 from pipeline.generate import generate_pairs
+from pipeline.ray_executor import RayExecutor
 from pipeline.ray_head import ray_head
+from tests.support import workers
 
 NUM_SHARDS = 20
 
@@ -135,14 +141,18 @@ def test_of_two_drivers_the_second_steps_back(truth, head, tmp_path):
 
 def test_two_drivers_without_a_lease_still_lose_and_repeat_nothing(truth, head, tmp_path):
     root = tmp_path / "root"
-    command = generate(truth, root, "--runtime.lease_period_s", 1000)  # nobody looks at it within the test
-    processes = [stage.start(*command, ray_address=head.address) for _ in range(2)]
+    # Nobody looks at the lease within the test, and both have room for actors: they race for every shard.
+    crowded = ["--runtime.lease_period_s", 1000, "--runtime.actors", 2, "--runtime.cpus_per_actor", 0.5]
+    processes = [stage.start(*generate(truth, root, *crowded), ray_address=head.address) for _ in range(2)]
     while any(process.poll() is None for process in processes):
         (root / "lease.json").unlink(missing_ok=True)  # as if a network or a person had broken it
         time.sleep(0.01)
     assert [process.wait() for process in processes] == [0, 0]
     assert shard_bytes(root) == truth[1]
     assert sorted(files(root / "commits")) == [f"{i:06d}.json" for i in range(NUM_SHARDS)]
+    events = [json.loads(line) for log in files(root / "events").values() for line in log.splitlines()]
+    raced = [event for event in events if event.get("adopted") and event["device_seconds"] > 0]
+    assert raced  # some shard was made twice and committed once
 
 
 def test_a_stop_request_finishes_the_shards_in_flight(truth, head, tmp_path):
@@ -167,7 +177,7 @@ def test_gpus_asked_of_a_cluster_without_any_are_refused(truth, head, tmp_path):
     assert (
         done.stderr.strip()
         .splitlines()[-1]
-        .startswith("error: runtime.gpus_per_actor: 1 asked, the cluster has no GPU")
+        .startswith("error: runtime.gpus_per_actor: no node of the cluster has 1 CPUs and 1 GPUs")
     )
     assert not (tmp_path / "root").exists()
 
@@ -215,6 +225,73 @@ def test_ray_job_submit_end_to_end(truth, head, tmp_path):
     )
     assert relative.returncode != 0
     assert "not an absolute path" in relative.stdout + relative.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- broken actors
+
+
+class Recorder:
+    def __init__(self):
+        self.done, self.given_up = [], []
+
+    def committed(self, outcome, result):
+        self.done.append(outcome.shard)
+
+    def failed(self, outcome, attempt):
+        pass
+
+    def parked(self, shard, outcome, attempts, reason):
+        self.given_up.append((shard, reason))
+
+    def tick(self, executor, num_waiting):
+        pass
+
+
+@pytest.fixture
+def connected(head, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", head.address)
+    yield
+    ray.shutdown()
+
+
+def run_shards(executor, shards):
+    recorder = Recorder()
+    drive(executor, shards, recorder, StopRequest(), max_errors_per_shard=3, max_crashes_per_shard=10)
+    return recorder
+
+
+def test_a_broken_actor_does_not_park_the_dataset(connected, tmp_path):
+    executor = RayExecutor(partial(workers.BrokenWorker, tmp_path), PairsRuntime(actors=2))
+    recorder = run_shards(executor, range(200))
+    executor.close()
+    assert sorted(recorder.done) == list(range(200))
+    assert recorder.given_up == []
+
+
+def test_an_actor_that_dies_idle_comes_back_whole(connected, tmp_path):
+    executor = RayExecutor(partial(workers.IdleWorker, tmp_path), PairsRuntime(actors=1))
+    run_shards(executor, range(3))
+    (process,) = tmp_path.iterdir()
+    os.kill(int(process.name), signal.SIGKILL)
+    recorder = run_shards(executor, range(20))
+    executor.close()
+    assert sorted(recorder.done) == list(range(20))
+    assert recorder.given_up == []
+
+
+def test_actors_that_fit_nowhere_are_refused(connected, tmp_path):
+    for runtime in (PairsRuntime(actors=1, cpus_per_actor=64), PairsRuntime(cpus_per_actor=64)):
+        with pytest.raises(UserError, match=r"runtime.cpus_per_actor: no node of the cluster has 64 CPUs"):
+            RayExecutor(partial(workers.IdleWorker, tmp_path), runtime)
+
+
+def test_a_teacher_that_loads_nowhere_ends_the_run(connected, tmp_path):
+    executor = RayExecutor(partial(workers.NodeWithoutTeacher, tmp_path), PairsRuntime(actors=2))
+    with pytest.raises(RunStopped, match="no actor can load the teacher: nothing at"):
+        run_shards(executor, range(20))
+    executor.close()
 
 
 # ------------------------------------------------------------------------------------------------------- full disk

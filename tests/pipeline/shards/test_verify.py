@@ -90,8 +90,8 @@ def index_with(root, column, edit, shard=SHARD):
 
 def test_a_whole_dataset_has_no_findings(root):
     findings = find(root)
-    assert (findings.num_shards, findings.num_samples) == (5, 40)
-    assert (findings.missing, findings.damaged, findings.dataset, findings.unreferenced) == ([], {}, [], [])
+    assert (len(findings.whole), findings.num_samples) == (5, 40)
+    assert (findings.missing, findings.problems, findings.unreferenced) == ([], [], [])
 
 
 def flip(data, at):
@@ -165,7 +165,7 @@ def test_a_commit_beyond_the_end_is_found(root):
         (lambda e: e[:-1], "member 000000023.x0.npy is missing"),
         (lambda e: [*e, ("999999999.txt", b"x")], "member 999999999.txt is not in the index"),
         (lambda e: [e[1], e[0], *e[2:]], "member 000000016.json is missing"),
-        (lambda e: [(n, b"a pink elephant" if n.endswith("txt") else d) for n, d in e], "prompt of 000000016"),
+        (lambda e: [(n, b"a pink elephant" if n.endswith("txt") else d) for n, d in e], "txt of 000000016"),
         (lambda e: [(n, d[:-4] + b"\0\0\0\0" if "noise" in n else d) for n, d in e], "noise of 000000016"),
         (lambda e: [(n, d[:-2] + b"\0\x7c" if "x0" in n else d) for n, d in e], "x0 of 000000016 finite"),
         (lambda e: [(n, b"no picture" if n.endswith("png") else d) for n, d in e], "cannot be read"),
@@ -183,7 +183,7 @@ def test_forged_contents_with_a_consistent_record_are_found(root, forge, message
         ("key", lambda v: v[::-1], "index keys"),
         ("key", lambda v: [v[0], *v[:-1]], "index keys"),
         ("offset", lambda v: [o + 512 for o in v], "offset of 000000016"),
-        ("noise_digest", lambda v: ["0" * 16, *v[1:]], "noise digest of 000000016"),
+        ("noise_digest", lambda v: ["0" * 16, *v[1:]], "noise_digest of 000000016"),
         ("prompt", lambda v: ["a pink elephant", *v[1:]], "prompt of 000000016"),
         ("status", lambda v: ["rejected", *v[1:]], "rejected samples"),
     ],
@@ -208,19 +208,19 @@ def test_another_prompt_table_is_found(root, pristine, tmp_path):
     (root / "prompts.parquet").unlink()
     prompts = pristine[0].prompts.model_copy(update={"path": str(tmp_path / "other.txt")})
     prepare_prompts(prompts, root / "prompts.parquet")
-    assert find(root).dataset == ["prompts.parquet: is not the prompt table of this dataset"]
+    assert find(root).problems == ["prompts.parquet: is not the prompt table of this dataset"]
 
 
 def test_a_dataset_in_the_making_is_whole_as_far_as_it_goes(root):
     (root / "SEALED.json").unlink()
     (root / "commits/000004.json").unlink()
     findings = find(root)
-    assert (findings.missing, findings.damaged, findings.dataset) == ([4], {}, [])
+    assert (findings.missing, findings.problems) == ([4], [])
 
 
 def test_a_sealed_dataset_that_lost_a_commit_is_damaged(root):
     (root / "commits/000004.json").unlink()
-    assert "1 shards of a sealed dataset have no commit record" in find(root).dataset[0]
+    assert "1 shards of a sealed dataset have no commit record" in find(root).manifest[0]
 
 
 def test_repair_makes_exactly_the_damaged_shards_again(root, pristine, capsys):

@@ -1,0 +1,57 @@
+"""Workers without a teacher, for tests of executors. Imported as ``tests.support.workers``, which actors can do too."""
+
+import os
+import time
+from pathlib import Path
+
+from pipeline.pairs import ShardResult
+from pipeline.shards.records import Commit, Timing
+
+
+def nothing(shard: int) -> ShardResult:
+    """The result of a shard without samples."""
+    timing = Timing(
+        attempt=1, host="h", device="cpu", started="", sample_seconds=0, total_seconds=0, code_revision="", versions={}
+    )
+    commit = Commit(
+        shard=shard, fingerprint="", path="", sha256="", num_bytes=0, index_path="", index_sha256="", num_samples=1,
+        num_truncated=0, rejected=[], timing=timing,
+    )  # fmt: skip
+    return ShardResult(commit, adopted=False, device_seconds=0.0)
+
+
+class IdleWorker:
+    """Does nothing, successfully. Leaves its process number in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / str(os.getpid())).touch()
+
+    def run(self, shard: int, attempt: int) -> ShardResult:
+        """Succeed."""
+        time.sleep(0.02)
+        return nothing(shard)
+
+
+class BrokenWorker(IdleWorker):
+    """The first one of a folder fails at once, always, as on a broken device; the others work."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        try:
+            (folder / "broken").mkdir()
+            self._is_broken = True
+        except FileExistsError:
+            self._is_broken = False
+
+    def run(self, shard: int, attempt: int) -> ShardResult:
+        """Fail or succeed."""
+        if self._is_broken:
+            raise RuntimeError("device-side assert")
+        return super().run(shard, attempt)
+
+
+class NodeWithoutTeacher(IdleWorker):
+    """Cannot be built, as where the teacher's folder is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        raise RuntimeError(f"nothing at {folder}")
