@@ -108,7 +108,7 @@ def _summary(dataset: Dataset, findings: Findings) -> str:
 def _hint(config: VerifyShardsConfig, findings: Findings, num_problems: int) -> str:
     hint = ""
     if findings.prompts:
-        hint += f"; {PROMPTS} is beyond repair: put the right one back, or remove it and run generate_pairs.py"
+        hint += f"; {PROMPTS} is beyond repair: put the right one back, or make it again with prepare_prompts.py"
     if num_problems > len(findings.prompts):
         hint += "; --repair withdraws what generate_pairs.py can make again"
     return hint + ("; --gc deleted nothing" if config.gc else "")

@@ -1,5 +1,6 @@
-"""What every folder needs: settings of hypothesis, and an S3 server on the loopback interface."""
+"""What every folder needs: one thread for arithmetic, settings of hypothesis, and an S3 server on loopback."""
 
+import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of small tests fight over the cores
 settings.register_profile("potstill", deadline=None, database=None)  # no test asserts time, nor leaves files behind
 settings.load_profile("potstill")
 

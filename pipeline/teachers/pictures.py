@@ -42,8 +42,8 @@ SHAPES: dict[str, Inside] = {
 
 
 def captions() -> list[str]:
-    """``a red circle``, ... one for each picture, in the order of :func:`draw_all`."""
-    return [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    """``a red circle``, ``an orange ring``, ... one for each picture, in the order of :func:`draw_all`."""
+    return [f"{'an' if colour == 'orange' else 'a'} {colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
 def draw_all(size: int) -> NDArray[np.uint8]:

@@ -1,27 +1,28 @@
-"""Everything that can happen to a dataset at rest is found, and the shard is named."""
+"""Everything that can happen to a dataset at rest is found, the shard is named, and nothing else is called damage."""
 
-import io
+import errno
 import json
 import shutil
 import tarfile
-from datetime import UTC, datetime, timedelta
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from support.forge import SHARD, flip, index_with, members, recommit, record, reindexed, rewrite, tar_of, with_column
+from support.tiny_sd import build
 from support.toy import files, shard_bytes, toy_config
 
-from configs.errors import RunStopped, UserError
-from configs.schema import VerifyShardsConfig
+from configs.schema import StableDiffusionTeacherConfig, VerifyShardsConfig
 from pipeline.generate import generate_pairs
 from pipeline.inspect_dataset import verify_shards
-from pipeline.shards import verify as module
+from pipeline.prompts import PromptTable, prepare_prompts
+from pipeline.shards import check_manifest, manifest
+from pipeline.shards.check_shard import _next
 from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import sha256_hex
+from pipeline.shards.manifest import seal, write_manifest
+from pipeline.shards.members import _npy, decode_array, decode_image
 from pipeline.shards.storage import Storage
 from pipeline.shards.verify import verify
-
-SHARD = 2
 
 
 @pytest.fixture(scope="module")
@@ -42,60 +43,10 @@ def find(root):
     return verify(Dataset.open(Storage.open(str(root))))
 
 
-def record(root, shard=SHARD):
-    return json.loads((root / f"commits/{shard:06d}.json").read_bytes())
-
-
-def rewrite(root, edit, shard=SHARD):
-    """Edit a shard's tar in place, leaving its record as it is."""
-    path = root / record(root, shard)["path"]
-    path.write_bytes(edit(path.read_bytes()))
-
-
-def recommit(root, tar=None, index=None, shard=SHARD):
-    """Forge a consistent record around other bytes: only what the bytes *say* can give the forgery away."""
-    about = record(root, shard)
-    if tar is not None:
-        (root / about["path"]).write_bytes(tar)
-        about |= {"sha256": sha256_hex(tar), "num_bytes": len(tar)}
-    if index is not None:
-        sink = io.BytesIO()
-        pq.write_table(index, sink)
-        (root / about["index_path"]).write_bytes(sink.getvalue())
-        about["index_sha256"] = sha256_hex(sink.getvalue())
-    (root / f"commits/{shard:06d}.json").write_text(json.dumps(about))
-
-
-def members(root, shard=SHARD):
-    with tarfile.open(root / record(root, shard)["path"]) as tar:
-        return [(info.name, tar.extractfile(info).read()) for info in tar]
-
-
-def tar_of(entries):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in entries:
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o444
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def index_with(root, column, edit, shard=SHARD):
-    table = pq.read_table(root / record(root, shard)["index_path"])
-    at = table.schema.get_field_index(column)
-    values = edit(table.column(column).to_pylist())
-    return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
-
-
 def test_a_whole_dataset_has_no_findings(root):
     findings = find(root)
     assert (len(findings.whole), findings.num_samples) == (5, 40)
     assert (findings.missing, findings.problems, findings.unreferenced) == ([], [], [])
-
-
-def flip(data, at):
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 BLOCK = 512
@@ -159,6 +110,10 @@ def test_a_commit_beyond_the_end_is_found(root):
     assert "shard 9: the dataset has only 5" in find(root).damaged[9]
 
 
+def edit_json(entries, **changes):
+    return [(n, json.dumps(json.loads(d) | changes).encode() if n.endswith("json") else d) for n, d in entries]
+
+
 @pytest.mark.parametrize(
     ("forge", "message"),
     [
@@ -169,6 +124,11 @@ def test_a_commit_beyond_the_end_is_found(root):
         (lambda e: [(n, d[:-4] + b"\0\0\0\0" if "noise" in n else d) for n, d in e], "noise of 000000016"),
         (lambda e: [(n, d[:-2] + b"\0\x7c" if "x0" in n else d) for n, d in e], "x0 of 000000016 finite"),
         (lambda e: [(n, b"no picture" if n.endswith("png") else d) for n, d in e], "cannot be read"),
+        (lambda e: edit_json(e, guidance_scale=3.0), "json guidance_scale of 000000016"),
+        (lambda e: edit_json(e, seed=8), "json seed of 000000016"),
+        (lambda e: edit_json(e, fingerprint="0" * 64), "json fingerprint of 000000016"),
+        (lambda e: edit_json(e, another=1), "json keys of 000000016"),
+        (lambda e: [(n, b"[1, 2]" if n.endswith("json") else d) for n, d in e], "json keys of 000000016"),
         (lambda e: [(n, b"\x80\x04N." if n.endswith("npy") else d) for n, d in e], "cannot be read"),
     ],
 )
@@ -186,6 +146,14 @@ def test_forged_contents_with_a_consistent_record_are_found(root, forge, message
         ("noise_digest", lambda v: ["0" * 16, *v[1:]], "noise_digest of 000000016"),
         ("prompt", lambda v: ["a pink elephant", *v[1:]], "prompt of 000000016"),
         ("status", lambda v: ["rejected", *v[1:]], "rejected samples"),
+        ("status", lambda v: ["good", *v[1:]], "number of samples"),
+        ("reason", lambda v: ["x0 is constant", *v[1:]], "reason of 000000016"),
+        ("length", lambda v: [v[0] + 512, *v[1:]], "length of 000000016"),
+        ("row", lambda v: [v[1], v[0], *v[2:]], "row of 000000016"),
+        ("shard", lambda v: [3] * len(v), "shard of 000000016"),
+        ("guidance_scale", lambda v: [1.5] * len(v), "guidance_scale of 000000016"),
+        ("seed", lambda v: [8] * len(v), "seed of 000000016"),
+        ("prompt_truncated", lambda v: [True, *v[1:]], "number of truncated"),
     ],
 )
 def test_a_forged_index_with_a_consistent_record_is_found(root, column, edit, message):
@@ -193,17 +161,7 @@ def test_a_forged_index_with_a_consistent_record_is_found(root, column, edit, me
     assert message in find(root).damaged[SHARD]
 
 
-def test_an_edited_run_record_is_refused(root):
-    run = json.loads((root / "run.json").read_bytes())
-    run["spec"]["seed"] = 8
-    (root / "run.json").write_text(json.dumps(run))
-    with pytest.raises(RunStopped, match=r"run.json: the spec does not match its fingerprint"):
-        verify_shards(VerifyShardsConfig(root=str(root)))
-
-
 def test_another_prompt_table_is_found(root, pristine, tmp_path):
-    from pipeline.prompts import prepare_prompts
-
     (tmp_path / "other.txt").write_text("a\nb\nc\nd\ne\n")
     (root / "prompts.parquet").unlink()
     prompts = pristine[0].prompts.model_copy(update={"path": str(tmp_path / "other.txt")})
@@ -223,61 +181,207 @@ def test_a_sealed_dataset_that_lost_a_commit_is_damaged(root):
     assert "1 shards of a sealed dataset have no commit record" in find(root).manifest[0]
 
 
-def test_repair_makes_exactly_the_damaged_shards_again(root, pristine, capsys):
-    rewrite(root, DAMAGE["a payload byte is flipped"])
-    (root / record(root, 4)["path"]).unlink()
-    with pytest.raises(RunStopped, match=r"2 problems; --repair withdraws"):
-        verify_shards(VerifyShardsConfig(root=str(root)))
-    kept = {name: data for name, data in files(root / "commits").items() if name not in ("000002.json", "000004.json")}
-    verify_shards(VerifyShardsConfig(root=str(root), repair=True))
-    assert files(root / "commits") == kept
-    generate_pairs(pristine[0].model_copy(update={"output": str(root)}))
-    assert shard_bytes(root) == shard_bytes(pristine[1])
-    verify_shards(VerifyShardsConfig(root=str(root)))
-    assert "5 of 5 shards whole, 40 pairs" in capsys.readouterr().out
+# ---------------------------------------------------------------------------------------------- what is no damage
 
 
-def test_unreferenced_files_are_counted_and_old_ones_deleted(root, monkeypatch, capsys):
-    stray = root / "shards/00000000-000001-000000000000.tar"
-    stray.write_bytes(b"the upload of a writer that came second")
-    assert find(root).unreferenced == ["shards/00000000-000001-000000000000.tar"]
-    verify_shards(VerifyShardsConfig(root=str(root), gc=True))
-    assert stray.exists()  # younger than a day: somebody may be about to commit it
+@pytest.mark.parametrize("good_reads", [0, 1])
+def test_an_error_of_the_storage_is_no_finding_and_withdraws_nothing(root, monkeypatch, good_reads):
+    original, calls = Storage.read_range, []
 
-    class Tomorrow(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime.now(UTC) + timedelta(days=1, minutes=1)
+    def read_range(self, path, start, length):
+        if "-000002-" in path:
+            calls.append(path)
+            if len(calls) > good_reads:
+                raise OSError(errno.EIO, "the disk does not answer", path)
+        return original(self, path, start, min(length, 5000))
 
-    monkeypatch.setattr(module, "datetime", Tomorrow)
+    monkeypatch.setattr(Storage, "read_range", read_range)
     before = files(root)
-    verify_shards(VerifyShardsConfig(root=str(root), gc=True))
-    assert before.keys() - files(root).keys() == {"shards/00000000-000001-000000000000.tar"}
+    with pytest.raises(OSError, match="the disk does not answer"):
+        find(root)
+    with pytest.raises(OSError, match="the disk does not answer"):
+        verify_shards(VerifyShardsConfig(root=str(root), repair=True))
+    assert files(root) == before
 
 
-def test_garbage_of_an_unfinished_dataset_is_left_alone(root):
+@pytest.mark.parametrize("at", range(0, 120, 3))
+def test_damaged_members_are_value_errors_wherever_they_are_damaged(root, at):
+    contents = dict(members(root))
+    image, array = contents["000000016.png"], contents["000000016.x0.npy"]
+    for decode, data in ((decode_image, image[: at + 1]), (decode_array, array[: at + 1])):
+        with pytest.raises(ValueError, match=".+"):
+            decode(data)
+    for decode, data in ((decode_image, flip(image, at % len(image))), (decode_array, flip(array, at))):
+        try:
+            decode(data)
+        except ValueError:
+            pass  # anything else fails the test
+
+
+def test_a_damaged_header_that_numpy_cannot_tokenize_is_a_value_error():
+    header = _npy(np.zeros((3, 8, 8), np.float16))
+    with pytest.raises(ValueError, match="no array"):
+        decode_array(header.replace(b"), }", b"(, }"))
+
+
+# ------------------------------------------------------------------------------------------------- text embeddings
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """Two pairs of a latent teacher with their text embeddings."""
+    folder = tmp_path_factory.mktemp("embedded")
+    config = toy_config(
+        folder / "root",
+        folder,
+        teacher=StableDiffusionTeacherConfig(path=str(build(folder / "sd"))),
+        spec={
+            "sampler": {"name": "diffusers", "steps": 2},
+            "num_samples": 2,
+            "fields": {"text_embedding": True, "image": "none"},
+        },
+    )
+    generate_pairs(config)
+    return folder / "root"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda a: a, None),
+        (lambda a: a.astype(np.float32), "text_embedding of 000000000: found"),
+        (lambda a: a[0], "text_embedding of 000000000: found"),
+        (lambda a: a + np.float16("inf"), "text_embedding of 000000000 finite"),
+    ],
+)
+def test_text_embeddings_are_checked(embedded, tmp_path, edit, message):
+    root = shutil.copytree(embedded, tmp_path / "root")
+    entries = [(n, _npy(edit(decode_array(d))) if "text_emb" in n else d) for n, d in members(root, 0)]
+    assert len(entries) == 8
+    forged = tar_of(entries)
+    recommit(root, tar=forged, index=reindexed(root, forged, 0), shard=0)
     (root / "SEALED.json").unlink()
-    with pytest.raises(UserError, match="not sealed"):
-        verify_shards(VerifyShardsConfig(root=str(root), gc=True))
+    found = find(root).damaged
+    assert found == {} if message is None else message in found[0]
 
 
-def test_deep_runs_the_teacher_again(root, capsys):
-    verify_shards(VerifyShardsConfig(root=str(root), deep=7))
-    assert "teacher run again on 7 samples" in capsys.readouterr().out
+# --------------------------------------------------------------------------------- prompts, manifest, bounded memory
 
 
-def test_deep_finds_a_dataset_that_is_consistent_and_wrong(root):
-    # Pairs of another sampler: every hash agrees, yet the spec does not describe them.
-    entries = members(root)
-    x0 = [data for name, data in entries if "x0" in name]
-    forged = iter(x0[1:] + x0[:1])
-    recommit(root, tar=tar_of([(name, next(forged) if "x0" in name else data) for name, data in entries]))
-    (root / "SEALED.json").unlink()
-    assert find(root).damaged == {}
-    with pytest.raises(RunStopped, match="problems"):
-        verify_shards(VerifyShardsConfig(root=str(root), deep=40))
+def test_a_damaged_prompt_table_is_one_finding_and_no_shard_is_blamed(root):
+    path = root / "prompts.parquet"
+    path.write_bytes(flip(path.read_bytes(), path.stat().st_size // 4))
+    findings = find(root)
+    assert len(findings.prompts) == 1
+    assert findings.prompts[0].startswith("prompts.parquet: ")
+    assert findings.damaged == {}
+    path.unlink()
+    assert find(root).problems == ["prompts.parquet is missing"]
 
 
-def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no run.json, so not a pair dataset"):
-        verify_shards(VerifyShardsConfig(root=str(tmp_path)))
+def test_the_prompt_table_is_opened_once_a_thread(tmp_path, monkeypatch):
+    generate_pairs(toy_config(tmp_path / "root", tmp_path, layout={"samples_per_shard": 2}))
+    opened, original = [], PromptTable.open
+    monkeypatch.setattr(PromptTable, "open", lambda *a: opened.append(a) or original(*a))
+    assert len(find(tmp_path / "root").whole) == 20
+    assert len(opened) <= 1 + 4
+
+
+def test_a_walk_through_a_tar_remembers_no_members(root):
+    with tarfile.open(root / record(root)["path"], mode="r|") as tar:
+        names = []
+        while (info := _next(tar)) is not None:
+            names.append(info.name)
+            assert tar.members == []
+    assert names == [name for name, _ in members(root)]
+
+
+def edit_table(path, column, edit):
+    pq.write_table(with_column(pq.read_table(path), column, edit), path)
+
+
+def edit_seal(root, **changes):
+    (root / "SEALED.json").write_text(json.dumps(json.loads((root / "SEALED.json").read_bytes()) | changes))
+
+
+SHARDS, SAMPLES = "manifest/shards.parquet", "manifest/samples-00000.parquet"
+MANIFEST_DAMAGE = {
+    "another path": (
+        lambda r: edit_table(r / SHARDS, "path", lambda v: v[::-1]),
+        f"{SHARDS}: what it says of shard 0 is not so",
+    ),
+    "another last key": (
+        lambda r: edit_table(r / SHARDS, "last_key", lambda v: [*v[:-1], "000000040"]),
+        f"{SHARDS}: what it says of shard 4 is not so",
+    ),
+    "a shard less": (
+        lambda r: pq.write_table(pq.read_table(r / SHARDS).slice(0, 4), r / SHARDS),
+        f"{SHARDS}: what it says of shard 4 is not so",
+    ),
+    "a key twice": (
+        lambda r: edit_table(r / SAMPLES, "key", lambda v: [v[0], *v[:-1]]),
+        f"{SAMPLES}: what it says of shard 0 is not so",
+    ),
+    "a sample less": (
+        lambda r: pq.write_table(pq.read_table(r / SAMPLES).slice(0, 39), r / SAMPLES),
+        f"{SAMPLES}: what it says of shard 4 is not so",
+    ),
+    "other columns": (
+        lambda r: pq.write_table(pq.read_table(r / SAMPLES).drop(["seed"]), r / SAMPLES),
+        f"{SAMPLES}: has other columns",
+    ),
+    "no samples": (lambda r: (r / SAMPLES).unlink(), f"{SAMPLES} is missing"),
+    "no shards": (lambda r: (r / SHARDS).unlink(), f"{SHARDS} is missing"),
+    "a truncated table": (
+        lambda r: (r / SAMPLES).write_bytes((r / SAMPLES).read_bytes()[:-100]),
+        f"{SAMPLES}: cannot be read",
+    ),
+    "a part of an earlier manifest": (
+        lambda r: shutil.copy(r / SAMPLES, r / "manifest/samples-00001.parquet"),
+        "manifest/samples-00001.parquet is not part of the manifest",
+    ),
+    "a seal that is no JSON": (lambda r: (r / "SEALED.json").write_text("{"), "SEALED.json: not JSON"),
+    "a seal that is a list": (lambda r: (r / "SEALED.json").write_text("[]"), "SEALED.json: not a record"),
+    "another count": (lambda r: edit_seal(r, num_samples=41), "SEALED.json: num_samples is not that of the commit"),
+    "another content": (lambda r: edit_seal(r, content_sha256="0"), "SEALED.json: content_sha256 is not that of"),
+    "another fingerprint": (lambda r: edit_seal(r, fingerprint="0"), "SEALED.json: fingerprint is not that of"),
+}
+
+
+@pytest.mark.parametrize("damage", MANIFEST_DAMAGE)
+def test_a_damaged_manifest_is_found_and_written_again(root, pristine, damage):
+    edit, message = MANIFEST_DAMAGE[damage]
+    edit(root)
+    findings = find(root)
+    assert findings.problems == findings.manifest
+    (problem,) = findings.manifest
+    assert problem.startswith(message)
+    verify_shards(VerifyShardsConfig(root=str(root), repair=True))
+    generate_pairs(pristine[0].model_copy(update={"output": str(root)}))
+    assert find(root).problems == []
+    assert files(root / "commits") == files(pristine[1] / "commits")
+    assert files(root / "manifest") == files(pristine[1] / "manifest")
+    assert shard_bytes(root) == shard_bytes(pristine[1])
+
+
+def test_a_manifest_in_several_parts_is_checked_in_batches(root, monkeypatch):
+    monkeypatch.setattr(manifest, "ROWS_PER_PART", 12)
+    monkeypatch.setattr(check_manifest, "_ROWS_PER_BATCH", 3)
+    dataset = Dataset.open(Storage.open(str(root)))
+    seal(dataset, write_manifest(dataset))
+    parts = [root / f"manifest/samples-0000{part}.parquet" for part in range(3)]
+    assert [pq.read_metadata(part).num_rows for part in parts] == [16, 16, 8]
+    assert find(root).problems == []
+    edit_table(parts[1], "prompt", lambda v: [*v[:-1], "a pink elephant"])
+    assert find(root).manifest == ["manifest/samples-00001.parquet: what it says of shard 3 is not so"]
+    parts[1].unlink()
+    assert find(root).manifest == ["manifest/samples-00001.parquet is missing"]
+
+
+def test_a_manifest_written_again_leaves_no_parts_of_the_one_before(root, monkeypatch):
+    dataset = Dataset.open(Storage.open(str(root)))
+    monkeypatch.setattr(manifest, "ROWS_PER_PART", 12)
+    assert write_manifest(dataset)["sample_tables"] == 3
+    monkeypatch.undo()
+    assert write_manifest(dataset)["sample_tables"] == 1
+    assert [path.name for path in sorted((root / "manifest").iterdir())] == ["samples-00000.parquet", "shards.parquet"]
