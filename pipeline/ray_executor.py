@@ -59,7 +59,8 @@ class _Actor:
 
     def run(self, shard: int, attempt: int) -> ShardResult:
         """Make one shard. An actor that Ray restarted behind the driver's back loads first."""
-        self.load()
+        if self._worker is None:
+            self.load()
         assert self._worker is not None
         return self._worker.run(shard, attempt)
 
@@ -234,6 +235,7 @@ class RayExecutor:
                 raise RunStopped(f"no actor can load the teacher: {_first_line(cause)}") from error
         else:
             handle.ready, handle.idle_since = True, time.monotonic()
+            handle.failed_shards.clear()
             self._failed_loads, self._num_loaded = 0, self._num_loaded + 1
 
     def _drop(self, handle: _Handle) -> None:
