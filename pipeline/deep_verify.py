@@ -67,8 +67,8 @@ def deep_verify(
     chosen = _choose(dataset, commits, num_samples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     comparisons: list[Comparison] = []
+    teacher = load_teacher(teacher_config, spec, device, PairsRuntime())  # outside: its weights may yet be widened
     with torch.inference_mode():
-        teacher = load_teacher(teacher_config, spec, device, PairsRuntime())
         for batch in _batches(chosen):
             with teacher.float32() if batch[0]["made_in_float32"] else nullcontext():
                 outputs = _sample(teacher, spec, batch)

@@ -55,6 +55,7 @@ def generate_pairs(config: GeneratePairsConfig) -> None:
                 print(f"{storage.uri}: all {run.num_shards} shards exist; nothing to do")
                 return
             with Lease(storage, config.runtime.lease_period_s):
+                _store_prompts(storage, table, run)
                 _finish(config, dataset)
             return
         executor = _executor(config, run, storage.uri)

@@ -2,10 +2,10 @@
 
 import json
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from configs.errors import RunStopped, UserError
 from configs.schema import StatusConfig, VerifyShardsConfig
-from pipeline.deep_verify import Comparison, deep_verify
 from pipeline.lease import Lease, describe_owner, ended_here
 from pipeline.noise import check_noise_recipe
 from pipeline.shards.dataset import Dataset
@@ -13,6 +13,9 @@ from pipeline.shards.layout import LEASE, PROMPTS, SEALED
 from pipeline.shards.manifest import read_commits
 from pipeline.shards.storage import Storage
 from pipeline.shards.verify import Findings, collect_garbage, verify
+
+if TYPE_CHECKING:
+    from pipeline.deep_verify import Comparison
 
 _LEASE_PERIOD_S = 10.0
 
@@ -114,8 +117,10 @@ def _hint(config: VerifyShardsConfig, findings: Findings, num_problems: int) -> 
     return hint + ("; --gc deleted nothing" if config.gc else "")
 
 
-def _deep(config: VerifyShardsConfig, dataset: Dataset, findings: Findings) -> dict[str, Comparison]:
+def _deep(config: VerifyShardsConfig, dataset: Dataset, findings: Findings) -> dict[str, "Comparison"]:
     """Compare with the teacher; returns the samples that differ, by key."""
+    from pipeline.deep_verify import deep_verify
+
     teacher = dataset.run.teacher
     if config.teacher_path is not None:
         if "path" not in type(teacher).model_fields:
@@ -133,7 +138,9 @@ def _deep(config: VerifyShardsConfig, dataset: Dataset, findings: Findings) -> d
     return differing
 
 
-def _repair(config: VerifyShardsConfig, dataset: Dataset, findings: Findings, differing: dict[str, Comparison]) -> None:
+def _repair(
+    config: VerifyShardsConfig, dataset: Dataset, findings: Findings, differing: dict[str, "Comparison"]
+) -> None:
     """Withdraw every shard there is something wrong with, and the seal if anything at all is."""
     damaged = dict(findings.damaged)
     for found in differing.values():

@@ -35,7 +35,7 @@ def noise(seed: int, sample_id: int, shape: Sequence[int], stream: str = "") -> 
             empty for the noise the sampler starts from.
 
     Returns:
-        Array of ``shape``, float16, mean 0, variance 1 (rounding error at most 2**-11 relative).
+        Array of ``shape``, float16, mean 0, variance 1; rounded by at most 2**-11 of the value, or 2**-25.
     """
     name = f"{seed}/{sample_id}/{stream}" if stream else f"{seed}/{sample_id}"
     key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")

@@ -6,7 +6,7 @@ Two networks that were trained with different predictions, on different schedule
 same once they are denoisers. Samplers, guidance and losses see nothing else.
 
 Low precision is a property of the network call, never of the formula. For Stable Diffusion at its last timestep
-eps -> x0 multiplies every rounding error of eps by sigma / alpha = 14.5, so rounding happens once, in the network,
+eps -> x0 multiplies every rounding error of eps by sigma / alpha = 14.6, so rounding happens once, in the network,
 and not again in the arithmetic around it. :meth:`Denoiser.predict` is the only place where a tensor changes precision.
 
 *Not* assumed: that the network is a torch module, on which device it lives, or what its condition means.

@@ -2,6 +2,7 @@
 
     ROOT/run.json                                 identity, create-only
     ROOT/prompts.parquet                          the prompt table the samples refer to
+    ROOT/lease.json                               who is working on it, while somebody is
     ROOT/shards/{run8}-{shard:06d}-{sha12}.tar    plain WebDataset; members {key}.{suffix}, key = 9 digits
     ROOT/index/{shard:06d}-{sha12}.parquet        one row per sample, rejected ones included
     ROOT/commits/{shard:06d}.json                 create-only: the one point at which a shard comes to exist

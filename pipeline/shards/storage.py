@@ -121,7 +121,7 @@ class Storage:
     @classmethod
     def _open_local(cls, path: str, uri: str) -> Self:
         if not path.startswith("/"):
-            raise UserError(f"{uri}: not an absolute path; write {Path(path).absolute()}")
+            raise UserError(f"{uri}: not an absolute path; a worker's or a job's working directory is another one")
         root = Path(os.path.normpath(path))
         if root.exists() and not root.is_dir():
             raise UserError(f"{uri}: is a file, not a folder")

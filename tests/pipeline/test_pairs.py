@@ -484,3 +484,15 @@ def test_two_prompts_in_one_batch_and_a_prompt_across_batches(tmp_path, dataset)
     assert {key: row["prompt"] for key, (_, row) in ours.items()} == {
         key: row["prompt"] for key, (_, row) in samples(root).items()
     }
+
+
+def test_a_damaged_prompt_table_of_a_complete_dataset_is_replaced(tmp_path, dataset):
+    config = toy_config(tmp_path / "root", tmp_path)
+    generate_pairs(config)
+    table = tmp_path / "root/prompts.parquet"
+    right = table.read_bytes()
+    table.write_bytes(b"damaged")
+    (tmp_path / "root/SEALED.json").unlink()
+    generate_pairs(config)
+    assert table.read_bytes() == right
+    assert (tmp_path / "root/SEALED.json").exists()

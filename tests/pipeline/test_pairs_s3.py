@@ -70,3 +70,10 @@ def test_damage_in_the_store_is_found_and_repaired(s3_root, tmp_path):
     generate_pairs(config)
     assert storage.read(path) == whole
     verify_shards(VerifyShardsConfig(root=s3_root))
+
+
+def test_prompts_may_lie_in_the_store_too(s3_root, tmp_path):
+    generate_pairs(toy_config(tmp_path / "root", tmp_path))
+    Storage.open(s3_root).upload("table.parquet", tmp_path / "root/prompts.parquet")
+    generate_pairs(toy_config(tmp_path / "again", tmp_path, prompts={"path": f"{s3_root}/table.parquet"}))
+    assert shard_bytes(tmp_path / "again") == shard_bytes(tmp_path / "root")

@@ -28,13 +28,13 @@ from pipeline.ray_executor import RayExecutor
 from pipeline.ray_head import ray_head
 from tests.support import workers
 
-NUM_SHARDS = 20
+NUM_SHARDS = 14
 
 
 def toy_yaml(folder, **sections):
     """The config of a run that takes a few seconds, as a file, and its model."""
     settings = {
-        "spec": {"sampler": {"name": "edm_heun", "steps": 150}, "pairs_per_prompt": 16},
+        "spec": {"sampler": {"name": "edm_heun", "steps": 120}, "pairs_per_prompt": 16, "num_samples": 56},
         "teacher": {"image_size": 32},
         "layout": {"samples_per_shard": 4},
         **sections,
@@ -299,10 +299,10 @@ def test_a_teacher_that_loads_nowhere_ends_the_run(connected, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of one megabyte."""
+    """A file system of 600 kilobytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False).returncode
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], check=False).returncode
     if mounted != 0:
         pytest.skip("may not mount a small file system here")
     yield folder

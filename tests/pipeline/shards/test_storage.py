@@ -337,7 +337,7 @@ def test_a_listing_of_more_files_than_a_chunk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("out", "out: not an absolute path; write /"),
+        ("out", "out: not an absolute path; a worker"),
         ("file://out", "not an absolute path"),
         ("ftp://host/x", "ftp://host/x: not an absolute path, file://, s3://"),
         ("s3:///x", "s3:///x: not an absolute path"),
