@@ -21,7 +21,6 @@ from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from webdataset.writer import TarWriter
 
 from configs.errors import RunStopped
 from pipeline.shards.layout import IndexRow, commit_path, index_path, sha256_hex, shard_path
@@ -70,6 +69,8 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path) -> None:
+        from webdataset.writer import TarWriter  # brings torch along, which status.py can do without
+
         self._path = path
         self._file = path.open("xb")
         self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)

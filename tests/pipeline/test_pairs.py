@@ -249,7 +249,8 @@ def test_rejected_samples_can_be_made_again_once_the_cause_is_mended(tmp_path, m
     verify_shards(VerifyShardsConfig(root=str(root), repair=True, redo_rejected=True))
     generate_pairs(toy_config(tmp_path / "root", tmp_path))
     assert rejections(root) == {}
-    assert shard_bytes(root) == shard_bytes(dataset[1])
+    # The tars with gaps stay, named by no record, until --gc.
+    assert shard_bytes(dataset[1]).items() <= shard_bytes(root).items()
 
 
 def test_rejection_reasons_look_at_each_sample_alone(dataset):
