@@ -202,7 +202,7 @@ class PairWorker:
         reasons = rejection_reasons(batch, spec, len(ids))
         for at, (sample_id, reason) in enumerate(zip(ids, reasons, strict=True)):
             row = replace(rows[at], noise_digest=noise_digest(noises[at]), prompt_truncated=truncated[at])
-            one = batch.one(at) if reason is None else batch
+            one = batch.one(at)
             if reason is not None:
                 with self._teacher.float32():
                     again = self._teacher.encode_prompts([row.prompt])

@@ -17,8 +17,7 @@ def process_identity(pid: int) -> str | None:
 
 def has_ended(identity: str) -> bool:
     """Whether ``identity`` was a process of this boot and pid namespace and runs no more. False if one cannot know."""
-    here = process_identity(os.getpid())
-    boot, namespace, pid, _ = identity.split("-")
-    if here is None or here.split("-")[:2] != [boot, namespace]:
+    here, parts = process_identity(os.getpid()), identity.split("-")
+    if here is None or len(parts) != 4 or here.split("-")[:2] != parts[:2]:
         return False
-    return process_identity(int(pid)) != identity
+    return process_identity(int(parts[2])) != identity

@@ -88,7 +88,7 @@ class Teacher(ABC):
         """Run every network in float32 inside the context; afterwards precision and weights are as they were.
 
         For a sample that overflowed in half precision. The weights are those loaded, widened, not those in the file.
-        Not for two threads at a time.
+        Not for two threads at a time, nor for a teacher that was loaded under ``torch.inference_mode``.
         """
 
 

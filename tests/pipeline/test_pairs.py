@@ -471,10 +471,11 @@ def test_no_temporary_file_is_left(tmp_path, dataset):
     child.communicate(b"\n")
     alive = temp / f"potstill-{process_identity(os.getpid())}-000001-5.tar"
     foreign = temp / "potstill-0123-4567-89-10-000001-5.tar"
-    for path in (killed, alive, foreign):
+    other = temp / "potstill-notes.tar"
+    for path in (killed, alive, foreign, other):
         path.write_bytes(b"")
     generate_pairs(toy_config(tmp_path / "root", tmp_path, runtime={"temp_dir": str(temp)}))
-    assert sorted(temp.iterdir()) == sorted([alive, foreign])
+    assert sorted(temp.iterdir()) == sorted([alive, foreign, other])
 
 
 def test_two_prompts_in_one_batch_and_a_prompt_across_batches(tmp_path, dataset):
