@@ -22,7 +22,7 @@ demo-pairs: $(STAMP)
 	$(BIN)/python stages/demo_pairs.py --output $(OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

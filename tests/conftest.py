@@ -14,11 +14,6 @@ settings.register_profile("potstill", deadline=None, database=None)  # no test a
 settings.load_profile("potstill")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on a Ray cluster come first: they mostly wait, and one worker has the rest done meanwhile."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Address of a moto server, which serves one request at a time: S3's conditional writes are atomic, moto's not."""

@@ -29,7 +29,6 @@ from pipeline.ray_head import ray_head
 from tests.support import workers
 
 NUM_SHARDS = 14
-pytestmark = pytest.mark.xdist_group("ray")  # one head, and no two of these at a time
 
 
 def toy_yaml(folder, **sections):

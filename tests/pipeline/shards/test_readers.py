@@ -52,7 +52,6 @@ def test_hugging_face_datasets(shards, tmp_path):
     check([named(s | {name: np.asarray(s[name], dtype) for name, dtype in arrays.items()}) for s in loaded])
 
 
-@pytest.mark.xdist_group("ray")
 def test_ray_data(shards, head):
     code = f"""
 import ray, pickle, sys
