@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
