@@ -5,7 +5,6 @@ import re
 from itertools import count
 
 import pytest
-import torch
 from PIL import Image
 from support.toy import files, shard_bytes, toy_config
 
@@ -76,14 +75,6 @@ class Process:
 
     def _identity(self, original):
         return lambda pid: "-".join([*original(pid).split("-")[:3], "0"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config_of(folder, **runtime):

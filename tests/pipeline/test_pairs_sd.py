@@ -76,15 +76,6 @@ def relative_rms(ours, theirs):
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As in the worker: networks this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory):
     return build(tmp_path_factory.mktemp("sd"))

@@ -1,9 +1,13 @@
 """A toy dataset: small enough for tests, made by the same code as a large one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from configs.schema import GeneratePairsConfig
+from pipeline.shards.members import split_members
 
 PROMPTS = ["a red circle", "a blue square", "a green triangle", "a yellow circle", "a red square"]
 
@@ -45,3 +49,15 @@ def files(root: Path) -> dict[str, bytes]:
 def shard_bytes(root: Path) -> dict[str, bytes]:
     """The tars of a dataset by name: what must be identical between two runs."""
     return {path.name: path.read_bytes() for path in sorted((root / "shards").glob("*.tar"))}
+
+
+def samples(root: Path) -> dict[str, tuple[dict[str, bytes], dict[str, Any]]]:
+    """Members and index row of every stored sample, by key."""
+    found = {}
+    for path in sorted((root / "commits").glob("*.json")):
+        commit = json.loads(path.read_bytes())
+        tar = (root / commit["path"]).read_bytes()
+        for row in pq.read_table(root / commit["index_path"]).to_pylist():
+            if row["status"] == "ok":
+                found[row["key"]] = (split_members(tar[row["offset"] : row["offset"] + row["length"]]), row)
+    return found
