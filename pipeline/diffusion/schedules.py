@@ -37,6 +37,14 @@ class NoiseSchedule(Protocol):
         """Return alpha_t and sigma_t, float32, on the device and in the shape of t: () or (B,)."""
         ...
 
+    def prior_std(self, t: Tensor, /) -> Tensor:
+        """Return the standard deviation of the pure noise that stands for x_t where a sampler starts, likewise."""
+        ...
+
+    def training_times(self) -> Tensor:
+        """Return the T times that distillation draws from, shape (T,), with noise increasing."""
+        ...
+
 
 @dataclass(frozen=True)
 class EDMSchedule:
@@ -53,6 +61,14 @@ class EDMSchedule:
         sigma = t.float()
         return torch.ones_like(sigma), sigma
 
+    def prior_std(self, t: Tensor) -> Tensor:
+        """Return t: the signal, of variance about 1, is not worth mentioning beside the noise."""
+        return t.float()
+
+    def training_times(self) -> Tensor:
+        """Return Karras' grid of 1,000 levels from 0.002 to 80, as DMD has it (Yin et al. 2024, App. B.1), float32."""
+        return karras_sigmas(1000, 0.002, 80.0, 7.0)[:-1].flip(0).float()
+
 
 @dataclass(frozen=True)
 class FlowSchedule:
@@ -68,6 +84,14 @@ class FlowSchedule:
         """Return (1 - t, t) for times t in (0, 1]."""
         sigma = t.float()
         return 1 - sigma, sigma
+
+    def prior_std(self, t: Tensor) -> Tensor:
+        """Return 1: flows start at t = 1, where x_t is the noise itself."""
+        return torch.ones_like(t, dtype=torch.float32)
+
+    def training_times(self) -> Tensor:
+        """Return 0.001, 0.002, ..., 1, float32."""
+        return torch.arange(1, 1001, dtype=torch.float32) / 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +126,14 @@ class VPSchedule:
         # Not alphas_cumprod[t]: index_select refuses t = -1, where indexing would quietly answer with t = T - 1.
         alpha_squared = self.alphas_cumprod.to(t.device).index_select(0, t.flatten()).view(t.shape)
         return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
+
+    def prior_std(self, t: Tensor) -> Tensor:
+        """Return 1: whatever the level, x_t has variance 1, and so has the noise that stands for it."""
+        return torch.ones_like(t, dtype=torch.float32)
+
+    def training_times(self) -> Tensor:
+        """Return the timesteps 0, 1, ..., T - 1, int64."""
+        return torch.arange(len(self.alphas_cumprod))
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> "VPSchedule":
