@@ -109,9 +109,6 @@ class LossConfig(Model):
     """Where it is measured: images after the teacher's decoder, or x0 itself. lpips needs pixels."""
     lpips_resolution: PositiveInt | None = None
     """Images are resized to this height and width for lpips; None: 224 if they are smaller, else as they are."""
-    max_nonfinite_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """The run stops when a larger share of the samples between two log lines gives no finite gradient."""
-
     @model_validator(mode="after")
     def _consistent(self) -> "LossConfig":
         if self.dm_weight == 0 and self.regression_weight == 0:
@@ -176,6 +173,9 @@ class TrainRuntime(Model):
     """Its largest size, in GB; shards used longest ago go first."""
     text_cache: NonNegativeInt = 0
     """Prompts whose encodings are kept in memory: for datasets with few different prompts. Each takes some 0.2 MB."""
+    max_nonfinite_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """The run stops when a larger share of the samples between two log lines gave no finite gradient. Such a sample
+    teaches nothing; if it spoils the gradient of a whole step, none of the step's samples does."""
     log_every: PositiveInt = 50
     """Steps between two lines of metrics."""
     grid_every: PositiveInt = 1000

@@ -1,0 +1,211 @@
+"""From a configuration to a run, in an order in which mistakes cost nothing.
+
+First comes everything that can be refused: processes, batch arithmetic, trackers, the metric's weights, teacher, data,
+run directory, the checkpoint to go on from. Then the networks:
+
+    teacher                  placed by hand, frozen, not prepared: what is prepared is wrapped and kept in step
+    student, fake score      copies of the teacher's network, prepared
+    student's average        a copy of the student, taken before it is prepared
+
+The wrappers that make denoisers of networks stay outside of the prepared networks: what runs in low precision is the
+network call alone. The teacher's calls have the same autocast as those of student and fake score, or the difference of
+the scores would be one of rounding.
+"""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import UserError
+from configs.schema import TeacherIdentity
+from configs.train_schema import StudentConfig, TrainConfig, TrainSpec
+from pipeline import teachers
+from pipeline.diffusion.denoiser import Denoiser
+from pipeline.diffusion.generator import OneStepGenerator
+from pipeline.diffusion.guidance import GuidedDenoiser
+from pipeline.diffusion.schedules import NoiseSchedule
+from pipeline.teachers.base import Teacher
+from trainer.batch_shape import batch_shape
+from trainer.checkpoints import Checkpoints
+from trainer.compatibility import check_dataset
+from trainer.conditions import Conditions
+from trainer.data import TrainingData
+from trainer.dmd import DistributionMatching
+from trainer.ema import StudentEma
+from trainer.regression import Distance, build_regression, check_regression
+from trainer.run_directory import claim, locked
+from trainer.trackers import check_trackers
+from trainer.trainable import Trainable
+from trainer.training_run import Progress, TrainingRun
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def build(config: TrainConfig) -> TrainingRun:
+    """Put a run together, to be entered as a context.
+
+    Raises:
+        UserError: something about it is wrong. Nothing has been written, but for an empty run directory.
+    """
+    directory = Path(config.output).absolute()
+    accelerator = make_accelerator(config, directory)
+    with ExitStack() as resources:
+        shape = batch_shape(config, accelerator.num_processes)
+        check_trackers(config)
+        with accelerator.local_main_process_first():  # the first of a machine may download, the others find it there
+            check_regression(config.loss)
+            identity = teachers.identify(config.teacher)
+        data = TrainingData(config)
+        for root, dataset in data.datasets:
+            check_dataset(config, identity, root, dataset.spec)
+        spec = _spec(config, identity, data)
+        if accelerator.is_main_process:
+            resources.enter_context(locked(directory))
+            claim(directory, config, spec)
+        accelerator.wait_for_everyone()
+        checkpoints = Checkpoints(directory, config.runtime.keep_checkpoints, config.runtime.milestone_every)
+        checkpoint = checkpoints.latest()
+
+        teacher = teachers.load(config.teacher, accelerator.device, compile=config.runtime.compile)
+        if config.runtime.gradient_checkpointing:
+            teacher.enable_gradient_checkpointing()
+        schedule, parametrization = teacher.denoiser.schedule, teacher.denoiser.parametrization
+        t = conditioning_time(schedule, config.student)
+        network = _network(config, accelerator.device)
+        ema = StudentEma(network, config.student.ema_decay) if config.student.ema_decay is not None else None
+        student = Trainable(accelerator, network, config.optimizer, config.optimizer.lr)
+        student_denoiser = Denoiser(partial(teacher.call, student.prepared), schedule, parametrization)
+        fake_score = matching = None
+        if config.loss.dm_weight > 0:
+            network = _network(config, accelerator.device)
+            critic_lr = config.optimizer.critic_lr or config.optimizer.lr
+            fake_score = Trainable(accelerator, network, config.optimizer, critic_lr)
+            fake_denoiser = Denoiser(partial(teacher.call, fake_score.prepared), schedule, parametrization)
+            real_score = guided_teacher(accelerator, teacher, config)
+            matching = DistributionMatching(real_score, fake_denoiser, schedule, config.loss)
+        run = TrainingRun(
+            config=config,
+            spec=spec,
+            accelerator=accelerator,
+            directory=directory,
+            progress=Progress(),
+            teacher=teacher,
+            conditions=Conditions(teacher, config.runtime.text_cache),
+            student=student,
+            fake_score=fake_score,
+            ema=ema,
+            generator=OneStepGenerator(student_denoiser, schedule, t),
+            matching=matching,
+            regression=_regression(accelerator, teacher, config, data),
+            data=data,
+            shape=shape,
+            checkpoints=checkpoints,
+            resources=resources.pop_all(),
+        )
+    if checkpoint is not None:
+        run.resume(checkpoint)
+    return run
+
+
+def make_accelerator(config: TrainConfig, directory: Path) -> "Accelerator":
+    """This process among the others, as the launcher started it; precision is the run's, whatever the launcher says.
+
+    Raises:
+        UserError: the launcher was asked for a way of distributing that this trainer does not have.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import DistributedType, ProjectConfiguration
+
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+        log_with=list(config.runtime.trackers),
+        project_config=ProjectConfiguration(str(directory), logging_dir=str(directory / "tensorboard")),
+        # Buffers do not change in training; sending them around before each call would only break graphs in use.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    refused = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
+    if accelerator.distributed_type in refused:
+        raise UserError(
+            f"accelerate: {accelerator.distributed_type.value} is not supported; launch with --multi_gpu, or change "
+            "the launcher's config (accelerate config)"
+        )
+    return accelerator
+
+
+def guided_teacher(accelerator: "Accelerator", teacher: Teacher, config: TrainConfig) -> GuidedDenoiser:
+    """The real score: the frozen teacher, guided, in the precision that student and fake score are called in."""
+    unconditional = teacher.encode_prompts([config.loss.negative_prompt])
+    inner = teacher.denoiser
+
+    def network(x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return inner.network(x_t, t, condition)
+
+    return GuidedDenoiser(replace(inner, network=network), unconditional, config.loss.guidance_scale)
+
+
+def conditioning_time(schedule: NoiseSchedule, student: StudentConfig) -> Tensor:
+    """The student's fixed time, shape (), as the schedule takes it.
+
+    Raises:
+        UserError: the teacher was not trained at such a time.
+    """
+    times = schedule.training_times()
+    if student.timestep is None:
+        return times[-1]
+    t = torch.tensor(student.timestep).to(times.dtype)
+    if t != student.timestep or not times[0] <= t <= times[-1]:
+        kind = "a number" if times.is_floating_point() else "a whole number"
+        raise UserError(
+            f"student.timestep: {student.timestep:g} is no time of the teacher's; give {kind} from {times[0]:g} to "
+            f"{times[-1]:g}"
+        )
+    return t
+
+
+def _network(config: TrainConfig, device: torch.device) -> nn.Module:
+    """A copy of the teacher's network on the device, ready to be prepared."""
+    network: Any = teachers.load_network(config.teacher).to(device)
+    if config.runtime.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if config.runtime.compile:
+        network.compile()  # in place: the names of its parameters stay
+    return network
+
+
+def _spec(config: TrainConfig, identity: TeacherIdentity, data: TrainingData) -> TrainSpec:
+    return TrainSpec(
+        teacher=identity,
+        data=data.identities,
+        prompts_digest=data.prompts_digest,
+        holdout=config.data.holdout,
+        shuffle_window=config.data.shuffle_window,
+        student=config.student,
+        loss=config.loss,
+        optimizer=config.optimizer,
+        batch=config.batch,
+        seed=config.seed,
+        precision=config.precision,
+    )
+
+
+def _regression(
+    accelerator: "Accelerator", teacher: Teacher, config: TrainConfig, data: TrainingData
+) -> Distance | None:
+    """The loss of pairs; None without it."""
+    if config.loss.regression_weight == 0:
+        return None
+    assert data.target is not None
+
+    def decode(x0: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return teacher.decode(x0)
+
+    works_on_latents = teacher.identity.latent_scale is not None
+    return build_regression(config.loss, decode if works_on_latents else None, accelerator.device, data.target)

@@ -1,0 +1,339 @@
+"""A run in progress: what the loop acts on, and the small acts themselves.
+
+The loop (trainer/loop.py) says what happens in a step; here is how a batch becomes the student's input, when a thing is
+due, and what is written when it is. :func:`trainer.build.build` puts the parts together.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import RunStopped
+from configs.train_schema import TrainConfig, TrainSpec
+from configs.yaml_file import to_yaml
+from pipeline.diffusion.denoiser import Denoiser
+from pipeline.diffusion.generator import OneStepGenerator
+from pipeline.provenance import code_revision, library_versions
+from pipeline.teachers.base import Teacher
+from trainer.batch_shape import BatchShape
+from trainer.checkpoints import Checkpoints, TrainerState
+from trainer.conditions import Conditions
+from trainer.data import MicroBatch, TrainingData
+from trainer.dmd import DistributionMatching
+from trainer.ema import StudentEma
+from trainer.export import FOLDERS, export
+from trainer.loader import MicroBatchLoader
+from trainer.metrics_file import METRICS, read_metrics
+from trainer.positions import Positions
+from trainer.randomness import derived_generator
+from trainer.regression import Distance
+from trainer.report import PAGE, write_report
+from trainer.sample_grid import GridInputs, SampleGrid
+from trainer.trackers import start_trackers
+from trainer.tracking import Metrics
+from trainer.trainable import Trainable
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: steps of the student that are done; also the number, from 0, of the one that is under way.
+        num_images: samples that the student has learnt from, over all processes.
+        nonfinite_samples: how many of them gave no finite gradient.
+        seconds: wall time of the runs before this one.
+    """
+
+    step: int = 0
+    num_images: int = 0
+    nonfinite_samples: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class TrainingRun:
+    """All parts of a run on one process.
+
+    Attributes:
+        config: what the user asked for.
+        spec: what the run is.
+        accelerator: this process among the others.
+        directory: the run directory.
+        progress: how far it is.
+        teacher: frozen; its denoiser is the real score.
+        conditions: prompts -> condition.
+        student: the network of the generator.
+        fake_score: the critic; None without distribution matching.
+        ema: the student's average; None if none is kept.
+        generator: the student as (z, condition) -> x0, with gradients.
+        matching: the losses of distribution matching; None without it.
+        regression: the loss of pairs; None without it.
+        data: pairs and prompts.
+        shape: samples of a micro-batch, and micro-batches of a turn.
+        checkpoints: where weights go.
+        resources: what is let go at the end.
+        metrics: where numbers go.
+        batches: this process's micro-batches, from the first that has not been used.
+    """
+
+    config: TrainConfig
+    spec: TrainSpec
+    accelerator: "Accelerator"
+    directory: Path
+    progress: Progress
+    teacher: Teacher
+    conditions: Conditions
+    student: Trainable
+    fake_score: Trainable | None
+    ema: StudentEma | None
+    generator: OneStepGenerator
+    matching: DistributionMatching | None
+    regression: Distance | None
+    data: TrainingData
+    shape: BatchShape
+    checkpoints: Checkpoints
+    resources: ExitStack
+    metrics: Metrics = field(init=False)
+    batches: Iterator[MicroBatch] = field(init=False)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint. Before the run is entered."""
+        state, _ = self.checkpoints.load(checkpoint, self.networks(), self.optimizers())
+        self.progress = Progress(state.step, state.num_images, state.nonfinite_samples, state.seconds)
+
+    def __enter__(self) -> "TrainingRun":
+        """Open what is written to and read from while the run lasts."""
+        accelerator, progress = self.accelerator, self.progress
+        start_trackers(accelerator, self.config, progress.step)
+        self.resources.callback(accelerator.end_training)
+        self.metrics = Metrics(
+            accelerator,
+            self.directory,
+            step=progress.step,
+            num_images=progress.num_images,
+            total_steps=self.config.runtime.steps,
+        )
+        self.resources.callback(self.metrics.close)
+        loader = MicroBatchLoader(
+            self.data, rank=accelerator.process_index, world=accelerator.num_processes, first_step=progress.step
+        )
+        self.resources.callback(loader.close)
+        self.batches = loader
+        self._started, self._num_logged = time.monotonic(), progress.num_images
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.resources.close()
+
+    # ------------------------------------------------------------------------------------------ within a step
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a turn on this process."""
+        return self.shape.accumulation
+
+    def micro_batches(self) -> Iterator[tuple[int, MicroBatch]]:
+        """The micro-batches of the next turn that needs any, numbered from 0."""
+        for number in range(self.accumulation):
+            with self.metrics.timed("data_wait"):
+                batch = next(self.batches)
+            yield number, batch
+
+    def generator_for(self, purpose: str, turn: int, number: int) -> torch.Generator:
+        """The randomness of one purpose in micro-batch ``number`` of a turn of this process."""
+        micro_batch = number * self.accelerator.num_processes + self.accelerator.process_index
+        return derived_generator(self.teacher.device, self.config.seed, purpose, self.progress.step, turn, micro_batch)
+
+    def student_inputs(self, batch: MicroBatch, turn: int, number: int) -> tuple[Tensor, Tensor]:
+        """Noise and conditions of a micro-batch: those of distribution matching first, then those of its pairs.
+
+        Returns:
+            z, (B, *sample_shape), float32, and condition, (B, ...), float32.
+        """
+        shape = (len(batch.prompts), *self.teacher.identity.sample_shape)
+        generator = self.generator_for("noise", turn, number)
+        z = torch.randn(shape, generator=generator, device=self.teacher.device)
+        prompts = list(batch.prompts)
+        if batch.pairs is not None:
+            z = torch.cat([z, batch.pairs.noise.to(z)])
+            prompts += batch.pairs.prompts
+        return z, self.conditions(prompts)
+
+    def note_finite(self, is_finite: Tensor) -> None:
+        """Count the samples of a micro-batch, (B,), that gave no finite gradient."""
+        self.metrics.add_total("nonfinite_samples", ~is_finite)
+
+    def update(self, trainable: Trainable, name: str) -> None:
+        """End a turn: one step of the optimizer."""
+        norm, is_finite = trainable.update(self.progress.step)
+        self.metrics.add(f"grad_norm/{name}", norm)
+        self.metrics.add(f"clip_fraction/{name}", norm > self.config.optimizer.max_grad_norm)
+        self.metrics.add("skipped_updates", float(not is_finite))
+
+    # ------------------------------------------------------------------------------------------ between steps
+
+    def step_done(self) -> None:
+        """Count a step, and let the average follow the student."""
+        if self.ema is not None:
+            self.ema.update(self.student.network)
+        self.progress.step += 1
+        self.progress.num_images += self.shape.num_images * self.accumulation * self.accelerator.num_processes
+        self.metrics.tick(self.progress.step)
+
+    def is_due(self, every: int) -> bool:
+        """Whether something that happens every so many steps happens after this one."""
+        return self.progress.step % every == 0
+
+    def log(self) -> None:
+        """Write the metrics since the last time.
+
+        Raises:
+            RunStopped: too many samples gave no finite gradient.
+        """
+        self._measure_held_out()
+        self.metrics.add("lr", self.student.learning_rate(self.progress.step - 1))
+        values = self.metrics.log(self.progress.step, self.progress.num_images, self.critic_steps)
+        num_images = self.progress.num_images - self._num_logged
+        self._num_logged = self.progress.num_images
+        self.progress.nonfinite_samples += int(values["nonfinite_samples"])
+        fraction = max(values["nonfinite_samples"] / num_images, values["skipped_updates"])
+        if fraction > self.config.runtime.max_nonfinite_fraction:
+            raise RunStopped(
+                f"step {self.progress.step}: {fraction:.1%} of the samples since the last log line gave no finite "
+                f"gradient (runtime.max_nonfinite_fraction {self.config.runtime.max_nonfinite_fraction:g}); see "
+                f"{self.directory / METRICS}, lower optimizer.lr or use precision float32, and go on from a checkpoint"
+            )
+
+    @property
+    def critic_steps(self) -> int:
+        """Steps of the fake score that are done."""
+        per_step = self.config.loss.critic_steps_per_generator_step
+        return self.progress.step * per_step if self.fake_score is not None else 0
+
+    def save(self) -> None:
+        """Write a checkpoint; the main process does, the others wait."""
+        if self.accelerator.is_main_process:
+            cursor = self.data.cursor(self.progress.step)
+            state = TrainerState(
+                step=self.progress.step,
+                num_images=self.progress.num_images,
+                nonfinite_samples=self.progress.nonfinite_samples,
+                num_pairs=self.data.num_pairs,
+                world=self.accelerator.num_processes,
+                seconds=self.progress.seconds + time.monotonic() - self._started,
+                spec=self.spec,
+                code_revision=code_revision(),
+                versions=library_versions(),
+            )
+            config_yaml = to_yaml(self.config.model_dump(mode="json"))
+            self.checkpoints.save(state, self.networks(), self.optimizers(), cursor, config_yaml)
+        self.accelerator.wait_for_everyone()
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What learns, by the name of its file."""
+        networks = {"student": self.student.network}
+        if self.ema is not None:
+            networks["student_ema"] = self.ema.module
+        if self.fake_score is not None:
+            networks["fake_score"] = self.fake_score.network
+        return networks
+
+    def optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
+        """Optimizers with the networks they update, likewise."""
+        trainables = {"student": self.student, "fake_score": self.fake_score}
+        return {name: (one.optimizer, one.network) for name, one in trainables.items() if one is not None}
+
+    def draw_grid(self) -> None:
+        """Draw the sample grid; the main process does."""
+        if self.accelerator.is_main_process:
+            students = {"student": self.generator_of(self.student.network)}
+            if self.ema is not None:
+                students["student EMA"] = self.generator_of(self.ema.module)
+            self._grid.write(self.directory / "grids" / f"step_{self.progress.step:07d}.png", students)
+        self.accelerator.wait_for_everyone()
+
+    def generator_of(self, network: nn.Module) -> OneStepGenerator:
+        """A network of the student's kind as a generator, in the run's precision, on this process alone."""
+        teacher = self.teacher.denoiser
+
+        def call(x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+            with self.accelerator.autocast():
+                return self.teacher.call(network, x_t, t, condition)
+
+        denoiser = Denoiser(call, teacher.schedule, teacher.parametrization)
+        return OneStepGenerator(denoiser, teacher.schedule, self.generator.t)
+
+    def finish(self) -> None:
+        """Export the student and write the page about the run; the main process does."""
+        if self.accelerator.is_main_process:
+            states = {name: one.state_dict() for name, one in self.networks().items() if name in FOLDERS}
+            export(
+                self.directory,
+                self.config,
+                self.spec,
+                states,
+                timestep=int(self.generator.t),
+                step=self.progress.step,
+                metrics=_last_metrics(self.directory),
+            )
+            write_report(self.directory)
+            self.metrics.say(f"done: {self.directory / PAGE}")
+        self.accelerator.wait_for_everyone()
+
+    @cached_property
+    def _grid(self) -> SampleGrid:
+        """Noises and prompts of the held-out pairs, whose pictures are there; without pairs the teacher is sampled."""
+        runtime, loss, held_out = self.config.runtime, self.config.loss, self.data.held_out
+        if held_out is not None:
+            count = runtime.grid_samples
+            images = held_out.target[:count].float()
+            if self.data.target == "x0":
+                with torch.no_grad():
+                    images = torch.cat([self.teacher.decode(x0[None].to(self.teacher.device)).cpu() for x0 in images])
+            inputs = GridInputs(held_out.noise[:count], held_out.prompts[:count], images)
+        else:
+            prompts = self.data.read(Positions(0, range(0), range(runtime.grid_samples))).prompts
+            inputs = GridInputs.from_teacher(
+                self.teacher,
+                prompts,
+                seed=self.config.seed,
+                guidance_scale=loss.guidance_scale,
+                negative_prompt=loss.negative_prompt,
+                steps=runtime.grid_teacher_steps,
+            )
+        return SampleGrid(self.teacher, inputs, self.generator.t)
+
+    @torch.no_grad()
+    def _measure_held_out(self) -> None:
+        """Distance between student and teacher on pairs that are never trained on; each process takes its share."""
+        held_out = self.data.held_out
+        if self.regression is None or held_out is None:
+            return
+        generator = self.generator_of(self.student.network)
+        share = range(self.accelerator.process_index, len(held_out.prompts), self.accelerator.num_processes)
+        self.metrics.add("holdout/distance", 0.0, 0)
+        for i in share:
+            z = held_out.noise[i : i + 1].to(self.teacher.device, torch.float32)
+            target = held_out.target[i : i + 1].to(self.teacher.device)
+            x0 = generator(z, self.conditions(held_out.prompts[i : i + 1]))
+            self.metrics.add("holdout/distance", self.regression(x0, target))
+
+
+def _last_metrics(directory: Path) -> dict[str, float]:
+    """The last line of metrics, without what is no measurement."""
+    lines = read_metrics(directory)
+    return {name: value for name, value in lines[-1].items() if isinstance(value, float)} if lines else {}
