@@ -157,8 +157,8 @@ class TrainRuntime(Model):
     steps: PositiveInt = 10_000
     """Optimizer steps of the student, all runs of this output together."""
     micro_batch: PositiveInt | None = None
-    """Samples of distribution matching in one network call on one device; None: dm / processes. The rest is
-    accumulated: batch.dm must be a multiple of micro_batch times the number of processes."""
+    """Samples of distribution matching (without it: pairs) in one network call on one device; None: all of a process.
+    More are accumulated: batch.dm must be a multiple of micro_batch times the number of processes."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     compile: bool = False

@@ -12,6 +12,7 @@ network call alone. The teacher's calls have the same autocast as those of stude
 the scores would be one of rounding.
 """
 
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from configs.schema import TeacherIdentity
-from configs.train_schema import StudentConfig, TrainConfig, TrainSpec
+from configs.train_schema import LossConfig, StudentConfig, TrainConfig, TrainSpec
 from pipeline import teachers
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.generator import OneStepGenerator
@@ -102,7 +103,8 @@ def build(config: TrainConfig) -> TrainingRun:
             ema=ema,
             generator=OneStepGenerator(student_denoiser, schedule, t),
             matching=matching,
-            regression=_regression(accelerator, teacher, config, data),
+            regression=_distance(accelerator, teacher, config.loss, data) if config.loss.regression_weight else None,
+            held_out_distance=_distance(accelerator, teacher, _held_out_loss(data), data) if data.target else None,
             data=data,
             shape=shape,
             checkpoints=checkpoints,
@@ -123,17 +125,23 @@ def make_accelerator(config: TrainConfig, directory: Path) -> "Accelerator":
     from accelerate.utils import DistributedType, ProjectConfiguration
 
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # not told, accelerate overlooks the other processes on a CPU
         mixed_precision="bf16" if config.precision == "bfloat16" else "no",
-        log_with=list(config.runtime.trackers),
+        log_with=list(config.runtime.trackers) or None,
         project_config=ProjectConfiguration(str(directory), logging_dir=str(directory / "tensorboard")),
-        # Buffers do not change in training; sending them around before each call would only break graphs in use.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # gradients are held once
     )
     refused = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
     if accelerator.distributed_type in refused:
         raise UserError(
             f"accelerate: {accelerator.distributed_type.value} is not supported; launch with --multi_gpu, or change "
             "the launcher's config (accelerate config)"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"accelerate: {launched} processes were launched, and this one sees {accelerator.num_processes}; launch "
+            "with torchrun --nproc_per_node, or mend the launcher's config (accelerate config)"
         )
     return accelerator
 
@@ -195,12 +203,13 @@ def _spec(config: TrainConfig, identity: TeacherIdentity, data: TrainingData) ->
     )
 
 
-def _regression(
-    accelerator: "Accelerator", teacher: Teacher, config: TrainConfig, data: TrainingData
-) -> Distance | None:
-    """The loss of pairs; None without it."""
-    if config.loss.regression_weight == 0:
-        return None
+def _held_out_loss(data: TrainingData) -> LossConfig:
+    """Mean squared error, whatever the loss is: in x0 if that is stored. Runs with other losses can be compared."""
+    return LossConfig(regression="l2", regression_space="latent" if data.target == "x0" else "pixels")
+
+
+def _distance(accelerator: "Accelerator", teacher: Teacher, loss: LossConfig, data: TrainingData) -> Distance:
+    """The distance between the student's x0 and what the pairs hold."""
     assert data.target is not None
 
     def decode(x0: Tensor) -> Tensor:
@@ -208,4 +217,4 @@ def _regression(
             return teacher.decode(x0)
 
     works_on_latents = teacher.identity.latent_scale is not None
-    return build_regression(config.loss, decode if works_on_latents else None, accelerator.device, data.target)
+    return build_regression(loss, decode if works_on_latents else None, accelerator.device, data.target)

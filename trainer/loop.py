@@ -37,6 +37,9 @@ def train(config: TrainConfig) -> None:
         RunStopped: the run cannot go on: what it has learnt is in the last checkpoint.
     """
     with build(config) as run, StopSignal() as stop:
+        if run.progress.step >= config.runtime.steps:
+            run.metrics.say(f"{run.directory}: {run.progress.step} steps are done, nothing left to do")
+            return
         if run.progress.step == 0:
             run.draw_grid()
         while run.progress.step < config.runtime.steps:

@@ -80,6 +80,7 @@ class TrainingRun:
         generator: the student as (z, condition) -> x0, with gradients.
         matching: the losses of distribution matching; None without it.
         regression: the loss of pairs; None without it.
+        held_out_distance: mean squared distance to pairs that are not trained on; None without pairs.
         data: pairs and prompts.
         shape: samples of a micro-batch, and micro-batches of a turn.
         checkpoints: where weights go.
@@ -101,6 +102,7 @@ class TrainingRun:
     generator: OneStepGenerator
     matching: DistributionMatching | None
     regression: Distance | None
+    held_out_distance: Distance | None
     data: TrainingData
     shape: BatchShape
     checkpoints: Checkpoints
@@ -321,7 +323,7 @@ class TrainingRun:
     def _measure_held_out(self) -> None:
         """Distance between student and teacher on pairs that are never trained on; each process takes its share."""
         held_out = self.data.held_out
-        if self.regression is None or held_out is None:
+        if self.held_out_distance is None or held_out is None:
             return
         generator = self.generator_of(self.student.network)
         share = range(self.accelerator.process_index, len(held_out.prompts), self.accelerator.num_processes)
@@ -330,7 +332,7 @@ class TrainingRun:
             z = held_out.noise[i : i + 1].to(self.teacher.device, torch.float32)
             target = held_out.target[i : i + 1].to(self.teacher.device)
             x0 = generator(z, self.conditions(held_out.prompts[i : i + 1]))
-            self.metrics.add("holdout/distance", self.regression(x0, target))
+            self.metrics.add("holdout/distance", self.held_out_distance(x0, target))
 
 
 def _last_metrics(directory: Path) -> dict[str, float]:

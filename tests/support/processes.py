@@ -1,0 +1,42 @@
+"""Run the trainer as a user does: processes of its own, one or several, killed or left to end."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start_trainer(config: Path, output: Path, *arguments: object, processes: int = 1) -> "subprocess.Popen[str]":
+    """Start ``trainer/run.py`` from the repository root, in a process group of its own.
+
+    Args:
+        config: YAML file.
+        output: run directory.
+        arguments: further flags.
+        processes: more than one are started by torchrun, on the CPU, and talk through gloo.
+    """
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*launcher, "trainer/run.py", "--config", config, "--output", output, *arguments]
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]", timeout_s: float = 240) -> None:
+    """Wait until a file is there while a process runs."""
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert process.poll() is None, f"ended early:\n{process.communicate()}"
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.01)
