@@ -109,6 +109,7 @@ class LossConfig(Model):
     """Where it is measured: images after the teacher's decoder, or x0 itself. lpips needs pixels."""
     lpips_resolution: PositiveInt | None = None
     """Images are resized to this height and width for lpips; None: 224 if they are smaller, else as they are."""
+
     @model_validator(mode="after")
     def _consistent(self) -> "LossConfig":
         if self.dm_weight == 0 and self.regression_weight == 0:

@@ -301,6 +301,8 @@ class PromptTable:
         self._file = file
         lengths = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         self._starts = np.cumsum([0, *lengths])
+        self.group_starts: list[int] = self._starts.tolist()
+        """First row of each row group, and the number of prompts at the end."""
         self._group: tuple[int, pa.Table] | None = None
 
     @classmethod
@@ -327,6 +329,10 @@ class PromptTable:
             ids += part["prompt_id"].to_pylist()
             prompts += part["prompt"].to_pylist()
         return ids, prompts
+
+    def group(self, number: int) -> pa.ChunkedArray:
+        """The prompts of one row group; compact, where a list of strings takes several times as much."""
+        return self._row_group(number)["prompt"]
 
     def verify(self) -> None:
         """Read the whole table; raise UserError unless ids, order and texts are those that the digest was made of."""

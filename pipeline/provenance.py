@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-_LIBRARIES = ("torch", "numpy", "diffusers", "transformers", "webdataset", "pillow", "pyarrow")
+_LIBRARIES = ("torch", "numpy", "diffusers", "transformers", "accelerate", "webdataset", "pillow", "pyarrow")
 
 
 @cache

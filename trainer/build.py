@@ -29,7 +29,6 @@ from pipeline import teachers
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.generator import OneStepGenerator
 from pipeline.diffusion.guidance import GuidedDenoiser
-from pipeline.diffusion.schedules import NoiseSchedule
 from pipeline.teachers.base import Teacher
 from trainer.batch_shape import batch_shape
 from trainer.checkpoints import Checkpoints
@@ -77,7 +76,7 @@ def build(config: TrainConfig) -> TrainingRun:
         if config.runtime.gradient_checkpointing:
             teacher.enable_gradient_checkpointing()
         schedule, parametrization = teacher.denoiser.schedule, teacher.denoiser.parametrization
-        t = conditioning_time(schedule, config.student)
+        t = conditioning_time(teacher.denoiser, config.student)
         network = _network(config, accelerator.device)
         ema = StudentEma(network, config.student.ema_decay) if config.student.ema_decay is not None else None
         student = Trainable(accelerator, network, config.optimizer, config.optimizer.lr)
@@ -158,22 +157,22 @@ def guided_teacher(accelerator: "Accelerator", teacher: Teacher, config: TrainCo
     return GuidedDenoiser(replace(inner, network=network), unconditional, config.loss.guidance_scale)
 
 
-def conditioning_time(schedule: NoiseSchedule, student: StudentConfig) -> Tensor:
-    """The student's fixed time, shape (), as the schedule takes it.
+def conditioning_time(teacher: Denoiser, student: StudentConfig) -> Tensor:
+    """The student's fixed time, shape (), as the teacher's schedule takes it.
 
     Raises:
-        UserError: the teacher was not trained at such a time.
+        UserError: the teacher was not trained at such a time, or says nothing about x0 there.
     """
-    times = schedule.training_times()
-    if student.timestep is None:
-        return times[-1]
-    t = torch.tensor(student.timestep).to(times.dtype)
-    if t != student.timestep or not times[0] <= t <= times[-1]:
+    times = teacher.schedule.training_times()
+    t = times[-1] if student.timestep is None else torch.tensor(student.timestep).to(times.dtype)
+    if student.timestep is not None and (t != student.timestep or not times[0] <= t <= times[-1]):
         kind = "a number" if times.is_floating_point() else "a whole number"
         raise UserError(
             f"student.timestep: {student.timestep:g} is no time of the teacher's; give {kind} from {times[0]:g} to "
             f"{times[-1]:g}"
         )
+    if teacher.parametrization in ("eps", "score") and teacher.schedule(t)[0] == 0:
+        raise UserError(f"student.timestep: at {t:g} there is no signal, so the teacher's eps tells no x0; give less")
     return t
 
 

@@ -110,6 +110,8 @@ class DistributionMatching:
     def critic_loss(self, x0: Tensor, condition: Tensor, generator: torch.Generator) -> Tensor:
         """Have the fake score denoise the student's samples (Eq. 6), at any of the T times.
 
+        A sample that is not finite contributes nothing; the mean is still over all B.
+
         Args:
             x0: the student's samples, shape (B, *), float32; their graph is cut here.
             condition: shape (B, ...).
@@ -118,11 +120,13 @@ class DistributionMatching:
         Returns:
             The loss, shape ().
         """
-        x0 = x0.detach()
+        is_finite = finite_samples(x0)
+        x0 = torch.where(append_dims(is_finite, x0.ndim), x0.detach(), 0)
         time = self._draw_times(len(x0), 0, len(self.times) - 1, generator)
         t = self.times.to(x0.device)[time]
         x_t, alpha, sigma = self._add_noise(x0, t, generator)
-        return denoising_loss(self.fake_score(x_t, t, condition), x0, critic_weight(alpha, sigma, self.weighting))
+        weight = is_finite * critic_weight(alpha, sigma, self.weighting)
+        return denoising_loss(self.fake_score(x_t, t, condition), x0, weight)
 
     def _draw_times(self, count: int, first: int, last: int, generator: torch.Generator) -> Tensor:
         """``count`` indices among the training times, uniform over first .. last, both included."""

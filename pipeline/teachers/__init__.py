@@ -7,17 +7,32 @@ From the cheapest to the dearest, for whoever holds a ``TeacherConfig``:
 * :func:`identify`: which teacher is it? Reads the weights once, builds nothing, needs neither GPU nor memory.
 * :func:`load`: the teacher itself, on a device.
 
+For teachers with a network, the two ends of training a student:
+
+* :func:`load_network`: a copy of the teacher's network that can be trained.
+* :func:`save_student`: its weights as a pipeline that diffusers runs.
+
 Each kind of teacher is one module with these functions; it is imported when one of its kind is asked for.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from configs.errors import UserError
-from configs.schema import MixtureTeacherConfig, PairsSettings, SamplerConfig, TeacherConfig, TeacherIdentity
+from configs.schema import (
+    MixtureTeacherConfig,
+    PairsSettings,
+    SamplerConfig,
+    StableDiffusionTeacherConfig,
+    TeacherConfig,
+    TeacherIdentity,
+)
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
 
     from pipeline.teachers.base import Teacher
 
@@ -70,6 +85,42 @@ def load(
     return StableDiffusionTeacher(config, device, compile=compile, channels_last=channels_last)
 
 
+def load_network(config: TeacherConfig) -> "nn.Module":
+    """A trainable copy of the teacher's network: what a student and its fake score start as.
+
+    Returns:
+        The network on the CPU, float32 with the weights of the files whatever the teacher's precision, in train mode,
+        every parameter with a gradient, and without dropout. :meth:`Teacher.call` evaluates it.
+
+    Raises:
+        UserError: the teacher has no network, or as :func:`identify`.
+    """
+    from pipeline.teachers import student
+
+    return student.load_network(_with_network(config))
+
+
+def save_student(config: TeacherConfig, state_dict: "Mapping[str, Tensor]", folder: Path, *, timestep: int) -> None:
+    """Write a student as a diffusers pipeline, next to copies of the teacher's other parts.
+
+    ``DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=1, guidance_scale=0)`` is then the one-step
+    generator and the teacher's decoder. Nothing is written aside: a folder of an interrupted call is not whole.
+
+    Args:
+        config: the teacher, whose other parts are read again.
+        state_dict: of the network that :func:`load_network` gave, unwrapped.
+        folder: where to; missing or empty.
+        timestep: the time at which the student is evaluated.
+
+    Raises:
+        UserError: the teacher has no network, or as :func:`identify`.
+        RuntimeError: ``state_dict`` is of another network.
+    """
+    from pipeline.teachers import student
+
+    student.save_student(_with_network(config), state_dict, folder, timestep=timestep)
+
+
 def check_identity(found: TeacherIdentity, expected: TeacherIdentity, where: str) -> None:
     """Make sure that a teacher is the one a dataset was made with.
 
@@ -92,3 +143,11 @@ def _module(config: TeacherConfig) -> ModuleType:
     else:
         from pipeline.teachers import stable_diffusion as module
     return module
+
+
+def _with_network(config: TeacherConfig) -> StableDiffusionTeacherConfig:
+    if isinstance(config, MixtureTeacherConfig):
+        raise UserError(
+            "teacher.kind: mixture is a formula and has no network to start a student from; use stable_diffusion"
+        )
+    return config

@@ -11,8 +11,9 @@ batch, nor of a batch before it. A batch of another size changes x0 by rounding 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,24 @@ class Teacher(ABC):
     @abstractmethod
     def denoiser(self) -> Denoiser:
         """The network as (x_t, t, condition) -> x0, in the precision it runs in now. Ask for it anew in `float32`."""
+
+    @staticmethod
+    def call(network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Evaluate a network of this teacher's kind, such as a student, which may be wrapped.
+
+        ``Denoiser(partial(teacher.call, network), teacher.denoiser.schedule, teacher.denoiser.parametrization)`` is the
+        network as a denoiser.
+
+        Args:
+            network: the module, in any wrapper that hands its arguments on.
+            x_t: (B, *sample_shape), in the network's precision.
+            t: () or (B,).
+            condition: (B, ...), in the network's precision.
+
+        Returns:
+            The prediction, (B, *sample_shape), in whatever precision the network gives.
+        """
+        return network(x_t, t, condition)
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -81,7 +100,14 @@ class Teacher(ABC):
 
     @abstractmethod
     def decode(self, x0: Tensor) -> Tensor:
-        """Turn x0, (B, *sample_shape), into images, (B, 3, H, W), float32, black -1 to white 1, unclipped."""
+        """Turn x0, (B, *sample_shape), into images, (B, 3, H, W), float32, black -1 to white 1, unclipped.
+
+        Gradients flow from the images to x0 if torch records them, and never to the teacher, which is frozen.
+        """
+
+    @abstractmethod
+    def enable_gradient_checkpointing(self) -> None:
+        """From now on :meth:`decode` computes activations again in the backward pass: less memory, more time."""
 
     @abstractmethod
     def float32(self) -> AbstractContextManager[None]:

@@ -140,6 +140,9 @@ class MixtureTeacher(Teacher):
         """x0 is the image."""
         return x0
 
+    def enable_gradient_checkpointing(self) -> None:
+        """There is no decoder, and nothing to save."""
+
     def float32(self) -> AbstractContextManager[None]:
         """It always is."""
         return nullcontext()

@@ -11,8 +11,9 @@ whose config asks for it (``force_upcast``, the default of diffusers) decodes in
 *Not* loaded: safety checker, feature extractor, image encoder, and anything pickled.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,9 +89,11 @@ class StableDiffusionTeacher(Teacher):
         self.identity = _identity(folder, config)
         self.device = device
         dtype = getattr(torch, config.dtype)
-        self._unet: UNet2DConditionModel = _load_network(UNet2DConditionModel, folder, "unet", dtype, device)
-        self._vae: AutoencoderKL = _load_network(AutoencoderKL, folder, "vae", _vae_dtype(folder, dtype), device)
-        self._text_encoder: CLIPTextModel = _load_network(CLIPTextModel, folder, "text_encoder", dtype, device)
+        self._unet: UNet2DConditionModel = read_network(UNet2DConditionModel, folder, "unet", dtype)
+        self._vae: AutoencoderKL = read_network(AutoencoderKL, folder, "vae", _vae_dtype(folder, dtype))
+        self._text_encoder: CLIPTextModel = read_network(CLIPTextModel, folder, "text_encoder", dtype)
+        for network in (self._unet, self._vae, self._text_encoder):
+            network.requires_grad_(False).eval().to(device)
         self._tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
         self._scheduler_config = folder.config("scheduler")
         self._loop: SchedulerLoop | None = None
@@ -104,10 +107,13 @@ class StableDiffusionTeacher(Teacher):
     @property
     def denoiser(self) -> Denoiser:
         """The UNet; the condition is a text embedding, (B, tokens, width)."""
-        return Denoiser(self._network, self._schedule, self._parametrization, network_dtype=self._unet.dtype)
+        network = partial(self.call, self._forward)
+        return Denoiser(network, self._schedule, self._parametrization, network_dtype=self._unet.dtype)
 
-    def _network(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        return self._forward(x_t, t, encoder_hidden_states=condition, return_dict=False)[0]
+    @staticmethod
+    def call(network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Evaluate a UNet of diffusers."""
+        return network(x_t, t, encoder_hidden_states=condition, return_dict=False)[0]
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -149,12 +155,15 @@ class StableDiffusionTeacher(Teacher):
             self._loop = SchedulerLoop(sampler, self._scheduler_config, self.device)
         return self._loop(predict, noise, sample_generators(seed, sample_ids))
 
-    @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Undo the latent scale and run the VAE's decoder."""
         config = self._vae.config
         latent = x0 / config.scaling_factor + (config.shift_factor or 0.0)
         return self._vae.decode(latent.to(self._vae.dtype), return_dict=False)[0].float()
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Block by block of the VAE's decoder."""
+        self._vae.enable_gradient_checkpointing()
 
     @contextmanager
     def float32(self) -> Iterator[None]:
@@ -194,8 +203,12 @@ def _cast(networks: Sequence[nn.Module], dtypes: Sequence[torch.dtype]) -> None:
             nn.Module.to(network, dtype)  # diffusers' own `to` warns of lost precision, which a way back does not lose
 
 
-def _load_network(kind: Any, folder: PipelineFolder, part: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """A frozen network, all of its weights from the folder: the libraries would make up those that are missing."""
+def read_network(kind: Any, folder: PipelineFolder, part: str, dtype: torch.dtype) -> Any:
+    """A network with all of its weights from the folder: the libraries would make up those that are missing.
+
+    Raises:
+        UserError: some are missing.
+    """
     network, report = kind.from_pretrained(
         folder.path,
         subfolder=part,
@@ -207,7 +220,7 @@ def _load_network(kind: Any, folder: PipelineFolder, part: str, dtype: torch.dty
     )
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{folder.path / part}: {len(missing)} weights are missing, {missing[0]} is one; copy it again")
-    return network.requires_grad_(False).eval().to(device)
+    return network
 
 
 def _vae_dtype(folder: PipelineFolder, dtype: torch.dtype) -> torch.dtype:

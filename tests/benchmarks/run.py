@@ -1,11 +1,14 @@
-"""make bench: what pair generation costs on top of the teacher, as ratios within one run.
+"""make bench: what pair generation and training cost on top of their networks, as ratios within one run.
 
-    python -m tests.benchmarks.run [actors] [driver] [plain] [memory]
+    python -m tests.benchmarks.run [actors] [driver] [plain] [memory] [reading] [step] [step-memory]
 
 ``actors``  images/s of one and two actors against a bare loop over the same teacher and batch size
 ``driver``  no-op shards a second, at 1,000 and at 20,000 shards
 ``plain``   images/s against the plain StableDiffusionPipeline loop most people would write
 ``memory``  resident memory of driver and actor over 200 small shards
+``reading``  pairs/s that a trainer reads from shards, on one core
+``step``    seconds of a training step against those of its network calls
+``step-memory``  memory of a training step, by recipe
 
 Every process is kept to one torch thread, so that ratios between them mean something. Absolute numbers are those of
 the machine; report them with it.
@@ -35,6 +38,9 @@ from pipeline.pairs import ShardResult
 from pipeline.provenance import code_revision
 from pipeline.ray_executor import RayExecutor
 from pipeline.ray_head import ray_head
+from tests.benchmarks.reading import bench_reading
+from tests.benchmarks.training import bench_memory as bench_step_memory
+from tests.benchmarks.training import bench_step
 from tests.support import tiny_sd
 from tests.support.workers import nothing
 
@@ -212,19 +218,33 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, float]]] = {
     "plain": bench_plain,
     "memory": bench_memory,
 }
+WITHOUT_RAY: dict[str, Callable[[Path], dict[str, float]]] = {
+    "reading": bench_reading,
+    "step": bench_step,
+    "step-memory": bench_step_memory,
+}
 
 
 def main(names: list[str]) -> None:
     """Run the named benchmarks, or all of them."""
     print(f"commit {code_revision()}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
-    with ray_head(num_cpus=2) as head:
-        os.environ["RAY_ADDRESS"] = head.address
-        for name in names or BENCHMARKS:
-            with tempfile.TemporaryDirectory() as folder:
-                results = BENCHMARKS[name](Path(folder))
-            print(f"\n{name}")
-            for what, value in results.items():
-                print(f"  {what:<32} {value:>10.2f}", flush=True)
+    names = names or [*BENCHMARKS, *WITHOUT_RAY]
+    for name in (name for name in names if name in WITHOUT_RAY):
+        report(name, WITHOUT_RAY[name])
+    if on_ray := [name for name in names if name in BENCHMARKS]:
+        with ray_head(num_cpus=2) as head:
+            os.environ["RAY_ADDRESS"] = head.address
+            for name in on_ray:
+                report(name, BENCHMARKS[name])
+
+
+def report(name: str, benchmark: Callable[[Path], dict[str, float]]) -> None:
+    """Run one and print its results."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = benchmark(Path(folder))
+    print(f"\n{name}")
+    for what, value in results.items():
+        print(f"  {what:<32} {value:>10.2f}", flush=True)
 
 
 if __name__ == "__main__":

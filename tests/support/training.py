@@ -6,20 +6,25 @@ from typing import Any
 
 import yaml
 from safetensors.torch import load_file
-from support import tiny_sd
 from torch import Tensor
 
 from configs.schema import GeneratePairsConfig
 from configs.train_schema import TrainConfig
 from pipeline.generate import generate_pairs
+from tests.support import tiny_sd
 
 GUIDANCE_SCALE = 3.0
 NUM_PAIRS = 64
 
 
-def make_pairs(folder: Path, **spec: Any) -> Path:
-    """A teacher in ``folder/teacher`` and 64 pairs of sixteen prompts in eight shards in ``folder/pairs``."""
-    tiny_sd.build(folder / "teacher")
+def make_pairs(folder: Path, **teacher: int) -> Path:
+    """A teacher in ``folder/teacher`` and 64 pairs of sixteen prompts in eight shards in ``folder/pairs``.
+
+    Args:
+        folder: where to.
+        teacher: width and sample_size of its network, if not the smallest.
+    """
+    tiny_sd.build(folder / "teacher", **teacher)
     (folder / "prompts.txt").write_text("".join(f"photo {i}\n" for i in range(16)))
     generate_pairs(
         GeneratePairsConfig.model_validate(
@@ -31,7 +36,6 @@ def make_pairs(folder: Path, **spec: Any) -> Path:
                     "sampler": {"name": "diffusers", "scheduler": "DDIMScheduler", "steps": 3},
                     "guidance_scale": GUIDANCE_SCALE,
                     "pairs_per_prompt": NUM_PAIRS // 16,
-                    **spec,
                 },
                 "layout": {"samples_per_shard": 8},
                 "runtime": {"executor": "in-process", "batch_size": 8},

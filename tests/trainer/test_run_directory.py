@@ -45,7 +45,7 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="thesis.tex"):
+    with pytest.raises(UserError, match=r"thesis\.tex"):
         claim(tmp_path, CONFIG, spec())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -53,7 +53,7 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
 @pytest.mark.parametrize("text", ["", "{}", '{"spec": {}}'])
 def test_a_record_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(UserError, match="run.json"):
+    with pytest.raises(UserError, match=r"run\.json"):
         claim(tmp_path, CONFIG, spec())
 
 
