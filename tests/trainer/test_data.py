@@ -144,6 +144,12 @@ def test_datasets_are_mixed_by_weight(pristine):
     assert source.count("a") == 750
     for name, count in (("a", 750), ("b", 250)):  # each goes through its own epochs, in its own order
         assert [key for key, at in zip(keys, source, strict=True) if at == name] == single[name].keys[:count]
+    one_by_one = [data._pairs.read([position]) for position in range(20)]
+    assert [(pair.keys[0], pair.prompts[0]) for pair in one_by_one] == list(
+        zip(keys[:20], pairs[0].prompts[:20], strict=True)
+    )
+    for name in ("noise", "target"):
+        assert torch.equal(torch.cat([getattr(pair, name) for pair in one_by_one]), getattr(pairs[0], name)[:20])
     taken = {name: source[:600].count(name) for name in "ab"}
     cursor = data.cursor(6)["pairs"]
     assert cursor["position"] == 600

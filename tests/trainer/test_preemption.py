@@ -27,6 +27,7 @@ def test_the_second_interrupt_does_not_wait(accelerator):
     with StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == "SIGINT"  # the first
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.should_stop(accelerator)
