@@ -22,26 +22,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from configs.errors import UserError
+from configs.errors import RunStopped, UserError
+from configs.fingerprint import fingerprint
 from configs.schema import TeacherIdentity
 from configs.train_schema import LossConfig, StudentConfig, TrainConfig, TrainSpec
 from pipeline import teachers
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.generator import OneStepGenerator
 from pipeline.diffusion.guidance import GuidedDenoiser
+from pipeline.provenance import code_revision, library_versions
 from pipeline.teachers.base import Teacher
-from trainer.batch_shape import batch_shape
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints.checkpoints import Checkpoints, TrainerState
 from trainer.compatibility import check_dataset
 from trainer.conditions import Conditions
-from trainer.data import TrainingData
+from trainer.data.batch_shape import batch_shape
+from trainer.data.training_data import TrainingData
 from trainer.dmd import DistributionMatching
 from trainer.ema import StudentEma
 from trainer.regression import Distance, build_regression, check_regression
 from trainer.run_directory import claim, locked
-from trainer.trackers import check_trackers
+from trainer.tracking.trackers import check_trackers
 from trainer.trainable import Trainable
-from trainer.training_run import Progress, TrainingRun
+from trainer.training_run import TrainingRun
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -68,9 +70,8 @@ def build(config: TrainConfig) -> TrainingRun:
         if accelerator.is_main_process:
             resources.enter_context(locked(directory))
             claim(directory, config, spec)
-        accelerator.wait_for_everyone()
         checkpoints = Checkpoints(directory, config.runtime.keep_checkpoints, config.runtime.milestone_every)
-        checkpoint = checkpoints.latest()
+        checkpoint = _agreed(accelerator, checkpoints.latest() if accelerator.is_main_process else None, spec)
 
         teacher = teachers.load(config.teacher, accelerator.device, compile=config.runtime.compile)
         if config.runtime.gradient_checkpointing:
@@ -91,10 +92,15 @@ def build(config: TrainConfig) -> TrainingRun:
             matching = DistributionMatching(real_score, fake_denoiser, schedule, config.loss)
         run = TrainingRun(
             config=config,
-            spec=spec,
             accelerator=accelerator,
             directory=directory,
-            progress=Progress(),
+            state=TrainerState(
+                spec=spec,
+                num_pairs=data.num_pairs,
+                world=accelerator.num_processes,
+                code_revision=code_revision(),
+                versions=library_versions(),
+            ),
             teacher=teacher,
             conditions=Conditions(teacher, config.runtime.text_cache),
             student=student,
@@ -174,6 +180,23 @@ def conditioning_time(teacher: Denoiser, student: StudentConfig) -> Tensor:
     if teacher.parametrization in ("eps", "score") and teacher.schedule(t)[0] == 0:
         raise UserError(f"student.timestep: at {t:g} there is no signal, so the teacher's eps tells no x0; give less")
     return t
+
+
+def _agreed(accelerator: "Accelerator", checkpoint: Path | None, spec: TrainSpec) -> Path | None:
+    """The checkpoint that the main process has found whole, and that all processes go on from.
+
+    Raises:
+        RunStopped: a process sees other data than the main one: a dataset grew between the two looks.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    agreed = [checkpoint, fingerprint(spec)]
+    broadcast_object_list(agreed)
+    if agreed[1] != fingerprint(spec):
+        raise RunStopped(
+            "processes see different data: wait until whatever writes it has ended, and run the same command again"
+        )
+    return agreed[0]
 
 
 def _network(config: TrainConfig, device: torch.device) -> nn.Module:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from configs.train_schema import TrainConfig
 from trainer.build import build
-from trainer.diagnostics import observe_samples, observe_scores
 from trainer.losses import finite_samples
 from trainer.preemption import StopSignal
+from trainer.tracking.diagnostics import observe_samples, observe_scores
 from trainer.training_run import TrainingRun
 
 Samples = list[tuple[Tensor, Tensor]]
@@ -37,14 +37,14 @@ def train(config: TrainConfig) -> None:
         RunStopped: the run cannot go on: what it has learnt is in the last checkpoint.
     """
     with build(config) as run, StopSignal() as stop:
-        if run.progress.step >= config.runtime.steps:
-            run.metrics.say(f"{run.directory}: {run.progress.step} steps are done, nothing left to do")
+        if run.state.step >= config.runtime.steps:
+            run.metrics.say(f"{run.directory}: {run.state.step} steps are done, nothing left to do")
             return
-        if run.progress.step == 0:
+        if run.state.step == 0:
             run.draw_grid()
-        while run.progress.step < config.runtime.steps:
+        while run.state.step < config.runtime.steps:
             step(run)
-            done = run.progress.step == config.runtime.steps
+            done = run.state.step == config.runtime.steps
             stopping = stop.should_stop(run.accelerator)
             if run.is_due(config.runtime.log_every) or done or stopping:
                 run.log()
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> None:
             if run.is_due(config.runtime.checkpoint_every) or done or stopping:
                 run.save()
             if stopping and not done:
-                run.metrics.say(f"stopped after step {run.progress.step}; the same command goes on from there")
+                run.metrics.say(f"stopped after step {run.state.step}; the same command goes on from there")
                 return
         run.finish()
 

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from configs.train_schema import LossConfig, TrainConfig, TrainSpec
 from configs.yaml_file import read_layers
 from pipeline.shards.storage import Storage
-from trainer.checkpoints import TrainerState, newest_state
+from trainer.checkpoints.checkpoints import TrainerState, newest_state
 from trainer.curves import CURVES, draw_curves
-from trainer.metrics_file import read_metrics
 from trainer.run_directory import CONFIG, RUN
+from trainer.tracking.metrics_file import read_metrics
 
 PAGE = "README.md"
 _MEANINGS = {

@@ -7,7 +7,7 @@ due, and what is written when it is. :func:`trainer.build.build` puts the parts 
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -17,49 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import RunStopped
-from configs.train_schema import TrainConfig, TrainSpec
+from configs.train_schema import TrainConfig
 from configs.yaml_file import to_yaml
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.generator import OneStepGenerator
-from pipeline.provenance import code_revision, library_versions
 from pipeline.teachers.base import Teacher
-from trainer.batch_shape import BatchShape
-from trainer.checkpoints import Checkpoints, TrainerState
+from trainer.checkpoints.checkpoints import Checkpoints, TrainerState
 from trainer.conditions import Conditions
-from trainer.data import MicroBatch, TrainingData
+from trainer.data.batch_shape import BatchShape
+from trainer.data.loader import MicroBatchLoader
+from trainer.data.positions import Positions
+from trainer.data.training_data import MicroBatch, TrainingData
 from trainer.dmd import DistributionMatching
 from trainer.ema import StudentEma
 from trainer.export import FOLDERS, export
-from trainer.loader import MicroBatchLoader
-from trainer.metrics_file import METRICS, read_metrics
-from trainer.positions import Positions
 from trainer.randomness import derived_generator
 from trainer.regression import Distance
 from trainer.report import PAGE, write_report
 from trainer.sample_grid import GridInputs, SampleGrid
-from trainer.trackers import start_trackers
-from trainer.tracking import Metrics
+from trainer.tracking.metrics import Metrics
+from trainer.tracking.metrics_file import METRICS, last_metrics
+from trainer.tracking.trackers import start_trackers
 from trainer.trainable import Trainable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-@dataclass
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        step: steps of the student that are done; also the number, from 0, of the one that is under way.
-        num_images: samples that the student has learnt from, over all processes.
-        nonfinite_samples: how many of them gave no finite gradient.
-        seconds: wall time of the runs before this one.
-    """
-
-    step: int = 0
-    num_images: int = 0
-    nonfinite_samples: int = 0
-    seconds: float = 0.0
 
 
 @dataclass
@@ -68,10 +50,9 @@ class TrainingRun:
 
     Attributes:
         config: what the user asked for.
-        spec: what the run is.
         accelerator: this process among the others.
         directory: the run directory.
-        progress: how far it is.
+        state: what it is and how far it is; goes into every checkpoint.
         teacher: frozen; its denoiser is the real score.
         conditions: prompts -> condition.
         student: the network of the generator.
@@ -90,10 +71,9 @@ class TrainingRun:
     """
 
     config: TrainConfig
-    spec: TrainSpec
     accelerator: "Accelerator"
     directory: Path
-    progress: Progress
+    state: TrainerState
     teacher: Teacher
     conditions: Conditions
     student: Trainable
@@ -112,28 +92,29 @@ class TrainingRun:
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint. Before the run is entered."""
-        state, _ = self.checkpoints.load(checkpoint, self.networks(), self.optimizers())
-        self.progress = Progress(state.step, state.num_images, state.nonfinite_samples, state.seconds)
+        there, _ = self.checkpoints.load(checkpoint, self.networks(), self.optimizers())
+        self.state.step, self.state.num_images = there.step, there.num_images
+        self.state.nonfinite_samples, self.state.seconds = there.nonfinite_samples, there.seconds
 
     def __enter__(self) -> "TrainingRun":
         """Open what is written to and read from while the run lasts."""
-        accelerator, progress = self.accelerator, self.progress
-        start_trackers(accelerator, self.config, progress.step)
+        accelerator, state = self.accelerator, self.state
+        start_trackers(accelerator, self.config, state.step)
         self.resources.callback(accelerator.end_training)
         self.metrics = Metrics(
             accelerator,
             self.directory,
-            step=progress.step,
-            num_images=progress.num_images,
+            step=state.step,
+            num_images=state.num_images,
             total_steps=self.config.runtime.steps,
         )
         self.resources.callback(self.metrics.close)
         loader = MicroBatchLoader(
-            self.data, rank=accelerator.process_index, world=accelerator.num_processes, first_step=progress.step
+            self.data, rank=accelerator.process_index, world=accelerator.num_processes, first_step=state.step
         )
         self.resources.callback(loader.close)
         self.batches = loader
-        self._started, self._num_logged = time.monotonic(), progress.num_images
+        self._started, self._num_logged = time.monotonic(), state.num_images
         return self
 
     def __exit__(
@@ -158,7 +139,7 @@ class TrainingRun:
     def generator_for(self, purpose: str, turn: int, number: int) -> torch.Generator:
         """The randomness of one purpose in micro-batch ``number`` of a turn of this process."""
         micro_batch = number * self.accelerator.num_processes + self.accelerator.process_index
-        return derived_generator(self.teacher.device, self.config.seed, purpose, self.progress.step, turn, micro_batch)
+        return derived_generator(self.teacher.device, self.config.seed, purpose, self.state.step, turn, micro_batch)
 
     def student_inputs(self, batch: MicroBatch, turn: int, number: int) -> tuple[Tensor, Tensor]:
         """Noise and conditions of a micro-batch: those of distribution matching first, then those of its pairs.
@@ -181,7 +162,7 @@ class TrainingRun:
 
     def update(self, trainable: Trainable, name: str) -> None:
         """End a turn: one step of the optimizer."""
-        norm, is_finite = trainable.update(self.progress.step)
+        norm, is_finite = trainable.update(self.state.step)
         self.metrics.add(f"grad_norm/{name}", norm)
         self.metrics.add(f"clip_fraction/{name}", norm > self.config.optimizer.max_grad_norm)
         self.metrics.add("skipped_updates", float(not is_finite))
@@ -192,13 +173,13 @@ class TrainingRun:
         """Count a step, and let the average follow the student."""
         if self.ema is not None:
             self.ema.update(self.student.network)
-        self.progress.step += 1
-        self.progress.num_images += self.shape.num_images * self.accumulation * self.accelerator.num_processes
-        self.metrics.tick(self.progress.step)
+        self.state.step += 1
+        self.state.num_images += self.shape.num_images * self.accumulation * self.accelerator.num_processes
+        self.metrics.tick(self.state.step)
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens after this one."""
-        return self.progress.step % every == 0
+        return self.state.step % every == 0
 
     def log(self) -> None:
         """Write the metrics since the last time.
@@ -207,15 +188,15 @@ class TrainingRun:
             RunStopped: too many samples gave no finite gradient.
         """
         self._measure_held_out()
-        self.metrics.add("lr", self.student.learning_rate(self.progress.step - 1))
-        values = self.metrics.log(self.progress.step, self.progress.num_images, self.critic_steps)
-        num_images = self.progress.num_images - self._num_logged
-        self._num_logged = self.progress.num_images
-        self.progress.nonfinite_samples += int(values["nonfinite_samples"])
+        self.metrics.add("lr", self.student.learning_rate(self.state.step - 1))
+        values = self.metrics.log(self.state.step, self.state.num_images, self.critic_steps)
+        num_images = self.state.num_images - self._num_logged
+        self._num_logged = self.state.num_images
+        self.state.nonfinite_samples += int(values["nonfinite_samples"])
         fraction = max(values["nonfinite_samples"] / num_images, values["skipped_updates"])
         if fraction > self.config.runtime.max_nonfinite_fraction:
             raise RunStopped(
-                f"step {self.progress.step}: {fraction:.1%} of the samples since the last log line gave no finite "
+                f"step {self.state.step}: {fraction:.1%} of the samples since the last log line gave no finite "
                 f"gradient (runtime.max_nonfinite_fraction {self.config.runtime.max_nonfinite_fraction:g}); see "
                 f"{self.directory / METRICS}, lower optimizer.lr or use precision float32, and go on from a checkpoint"
             )
@@ -224,23 +205,13 @@ class TrainingRun:
     def critic_steps(self) -> int:
         """Steps of the fake score that are done."""
         per_step = self.config.loss.critic_steps_per_generator_step
-        return self.progress.step * per_step if self.fake_score is not None else 0
+        return self.state.step * per_step if self.fake_score is not None else 0
 
     def save(self) -> None:
         """Write a checkpoint; the main process does, the others wait."""
         if self.accelerator.is_main_process:
-            cursor = self.data.cursor(self.progress.step)
-            state = TrainerState(
-                step=self.progress.step,
-                num_images=self.progress.num_images,
-                nonfinite_samples=self.progress.nonfinite_samples,
-                num_pairs=self.data.num_pairs,
-                world=self.accelerator.num_processes,
-                seconds=self.progress.seconds + time.monotonic() - self._started,
-                spec=self.spec,
-                code_revision=code_revision(),
-                versions=library_versions(),
-            )
+            state = replace(self.state, seconds=self.state.seconds + time.monotonic() - self._started)
+            cursor = self.data.cursor(self.state.step)
             config_yaml = to_yaml(self.config.model_dump(mode="json"))
             self.checkpoints.save(state, self.networks(), self.optimizers(), cursor, config_yaml)
         self.accelerator.wait_for_everyone()
@@ -265,7 +236,7 @@ class TrainingRun:
             students = {"student": self.generator_of(self.student.network)}
             if self.ema is not None:
                 students["student EMA"] = self.generator_of(self.ema.module)
-            self._grid.write(self.directory / "grids" / f"step_{self.progress.step:07d}.png", students)
+            self._grid.write(self.directory / "grids" / f"step_{self.state.step:07d}.png", students)
         self.accelerator.wait_for_everyone()
 
     def generator_of(self, network: nn.Module) -> OneStepGenerator:
@@ -286,11 +257,11 @@ class TrainingRun:
             export(
                 self.directory,
                 self.config,
-                self.spec,
+                self.state.spec,
                 states,
                 timestep=int(self.generator.t),
-                step=self.progress.step,
-                metrics=_last_metrics(self.directory),
+                step=self.state.step,
+                metrics=last_metrics(self.directory),
             )
             write_report(self.directory)
             self.metrics.say(f"done: {self.directory / PAGE}")
@@ -333,9 +304,3 @@ class TrainingRun:
             target = held_out.target[i : i + 1].to(self.teacher.device)
             x0 = generator(z, self.conditions(held_out.prompts[i : i + 1]))
             self.metrics.add("holdout/distance", self.held_out_distance(x0, target))
-
-
-def _last_metrics(directory: Path) -> dict[str, float]:
-    """The last line of metrics, without what is no measurement."""
-    lines = read_metrics(directory)
-    return {name: value for name, value in lines[-1].items() if isinstance(value, float)} if lines else {}

@@ -18,7 +18,7 @@ import torch
 from configs.train_schema import TrainConfig
 from tests.support.training import make_pairs, train_settings
 from trainer.build import build
-from trainer.data import MicroBatch
+from trainer.data.training_data import MicroBatch
 from trainer.loop import step
 from trainer.training_run import TrainingRun
 

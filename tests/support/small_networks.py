@@ -7,7 +7,7 @@ from torch.optim import AdamW
 from configs.schema import TeacherIdentity
 from configs.train_schema import TrainConfig, TrainSpec
 from configs.yaml_file import to_yaml
-from trainer.checkpoints import TrainerState
+from trainer.checkpoints.checkpoints import TrainerState
 
 IDENTITY = TeacherIdentity(
     kind="mixture",

@@ -242,7 +242,7 @@ def test_a_sample_that_is_not_finite_is_counted_and_teaches_nothing(trained_on, 
         for _ in range(2):
             loop.step(run)
         run.log()
-        assert run.progress.nonfinite_samples == 4  # one of each of the two micro-batches of two steps
+        assert run.state.nonfinite_samples == 4  # one of each of the two micro-batches of two steps
         assert all(tensor.isfinite().all() for tensor in run.student.network.state_dict().values())
     assert metrics(tmp_path / "run")[-1]["nonfinite_samples"] == 4
 

@@ -10,11 +10,11 @@ from support.small_networks import SmallRun, train_config, train_spec, trainer_s
 
 from configs.errors import UserError
 from trainer import curves
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints.checkpoints import Checkpoints
 from trainer.curves import draw_curves
-from trainer.metrics_file import MetricsFile
 from trainer.report import write_report
 from trainer.run_directory import claim
+from trainer.tracking.metrics_file import MetricsFile
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(trained_on, tmp_path
     straight, killed = tmp_path / "straight", tmp_path / "killed"
 
     process = start_trainer(config, straight, processes=processes)
-    out, err = process.communicate(timeout=280)
+    _, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
 
     process = start_trainer(config, killed, processes=processes)
@@ -52,7 +52,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(trained_on, tmp_path
     shutil.rmtree(killed / "checkpoints" / "step_0000009", ignore_errors=True)  # if it was a little late
     shutil.rmtree(killed / "checkpoints" / "step_0000012", ignore_errors=True)
     process = start_trainer(config, killed, processes=processes)
-    out, err = process.communicate(timeout=280)
+    _, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     for step in (9, 12):
         assert_equal(tensors(straight, step), tensors(killed, step))

@@ -18,7 +18,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch
 from accelerate import Accelerator
 from trainer.preemption import StopSignal
-from trainer.tracking import Metrics
+from trainer.tracking.metrics import Metrics
 
 accelerator = Accelerator(cpu=True)
 rank, run_dir = accelerator.process_index, Path(sys.argv[1])

@@ -24,10 +24,10 @@ from pipeline.shards.records import DamagedRecord
 from pipeline.shards.selection import write_selection
 from pipeline.shards.storage import Storage
 from pipeline.shards.writer import DamagedShard
-from trainer import loader, waiting
-from trainer.data import TrainingData
-from trainer.loader import MicroBatchLoader
-from trainer.prompt_stream import PromptReader
+from trainer.data import loader, waiting
+from trainer.data.loader import MicroBatchLoader
+from trainer.data.prompt_stream import PromptReader
+from trainer.data.training_data import TrainingData
 
 
 @pytest.fixture(scope="module")

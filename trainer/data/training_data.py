@@ -1,7 +1,7 @@
 """What a run learns from: pairs for the regression, prompts for distribution matching.
 
 Opening looks at everything that is cheap to look at, in the main process, before anything large is loaded; worker
-processes (trainer/loader.py) open the same again for themselves.
+processes (trainer/data/loader.py) open the same again for themselves.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from configs.train_schema import DataIdentity, TrainConfig
 from pipeline.shards.pair_decoder import Target
 from pipeline.shards.reader import PairBatch
 from pipeline.shards.records import Run
-from trainer.pair_stream import PairStream
-from trainer.positions import Positions
-from trainer.prompt_stream import PromptStream
+from trainer.data.pair_stream import PairStream
+from trainer.data.positions import Positions
+from trainer.data.prompt_stream import PromptStream
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ accumulation, and the number of a step is all that it takes to go on from there,
 from dataclasses import dataclass
 
 from configs.train_schema import TrainConfig
-from trainer.batch_shape import batch_shape
+from trainer.data.batch_shape import batch_shape
 
 
 @dataclass(frozen=True)

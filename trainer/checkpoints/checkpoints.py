@@ -7,8 +7,8 @@
         COMPLETE                                                                  sha256 of each of these
 
 A checkpoint appears whole or not at all, and is read only when every byte is what was written: see
-:mod:`trainer.sealed_folder`. No random state is in it, because no randomness is carried from one step to the next. Its
-name is the step: the highest is the latest. Nothing depends on the number of processes.
+:mod:`trainer.checkpoints.sealed_folder`. No random state is in it, because no randomness is carried from one step to
+the next. Its name is the step: the highest is the latest. Nothing depends on the number of processes.
 """
 
 import errno
@@ -26,9 +26,9 @@ from torch.optim import Optimizer
 
 from configs.errors import RunStopped, UserError
 from configs.train_schema import TrainSpec
-from trainer.optimizer_state import expected_tensors, load_state_tensors, state_tensors
-from trainer.sealed_folder import damage, remove, remove_leftovers, sealed_folder
-from trainer.tensor_file import load_network, read_tensors, tensor_names, write_tensors
+from trainer.checkpoints.optimizer_state import expected_tensors, load_state_tensors, state_tensors
+from trainer.checkpoints.sealed_folder import damage, remove, remove_leftovers, sealed_folder
+from trainer.checkpoints.tensor_file import load_network, read_tensors, tensor_names, write_tensors
 
 CHECKPOINTS = "checkpoints"
 STATE = "trainer_state.json"

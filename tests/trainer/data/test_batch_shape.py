@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from configs.train_schema import TrainConfig
-from trainer.batch_shape import BatchShape, batch_shape
+from trainer.data.batch_shape import BatchShape, batch_shape
 
 
 def config(dm=8, pairs=None, micro=None, dm_weight=1.0, regression_weight=1.0):

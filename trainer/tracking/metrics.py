@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trainer.means import Means
-from trainer.metrics_file import MetricsFile
-from trainer.progress_line import ProgressLine
+from trainer.tracking.means import Means
+from trainer.tracking.metrics_file import MetricsFile
+from trainer.tracking.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

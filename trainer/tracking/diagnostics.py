@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.dmd import ScoreComparison
-from trainer.tracking import Metrics
+from trainer.tracking.metrics import Metrics
 
 NUM_BUCKETS = 4
 

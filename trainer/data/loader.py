@@ -26,9 +26,9 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from configs.errors import RunStopped, UserError
-from trainer.data import MicroBatch, TrainingData
-from trainer.positions import MicroBatchPositions
-from trainer.waiting import WaitingNotice
+from trainer.data.positions import MicroBatchPositions
+from trainer.data.training_data import MicroBatch, TrainingData
+from trainer.data.waiting import WaitingNotice
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _GO_ON = "the same command goes on from the last checkpoint"

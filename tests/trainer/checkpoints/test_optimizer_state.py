@@ -8,8 +8,8 @@ from support.small_networks import SmallNetwork, adamw, train
 from torch import nn
 
 from configs.errors import UserError
-from trainer.optimizer_state import expected_tensors, load_state_tensors, state_tensors
-from trainer.tensor_file import load_network, read_tensors, tensor_names, write_tensors
+from trainer.checkpoints.optimizer_state import expected_tensors, load_state_tensors, state_tensors
+from trainer.checkpoints.tensor_file import load_network, read_tensors, tensor_names, write_tensors
 
 
 def save(folder, network, optimizer):

@@ -11,11 +11,11 @@ from accelerate.utils import ProjectConfiguration
 from support.small_networks import train_config
 
 from configs.errors import UserError
-from trainer import trackers
-from trainer.metrics_file import MetricsFile, last_metrics, read_metrics
-from trainer.progress_line import ProgressLine
-from trainer.trackers import check_trackers, flatten, start_trackers
-from trainer.tracking import Metrics
+from trainer.tracking import trackers
+from trainer.tracking.metrics import Metrics
+from trainer.tracking.metrics_file import MetricsFile, last_metrics, read_metrics
+from trainer.tracking.progress_line import ProgressLine
+from trainer.tracking.trackers import check_trackers, flatten, start_trackers
 
 
 class Clock:

@@ -14,9 +14,9 @@ import torch
 from support.small_networks import SmallRun, trainer_state
 
 from configs.errors import RunStopped, UserError
-from trainer.checkpoints import Checkpoints, newest_state, read_state
-from trainer.optimizer_state import state_tensors
-from trainer.sealed_folder import damage
+from trainer.checkpoints.checkpoints import Checkpoints, newest_state, read_state
+from trainer.checkpoints.optimizer_state import state_tensors
+from trainer.checkpoints.sealed_folder import damage
 
 
 def save(run_dir, run, step, *, keep=2, milestone_every=None):
@@ -134,7 +134,7 @@ def test_a_process_killed_anywhere_in_a_save_leaves_one_or_the_other(tmp_path):
 def test_an_error_in_a_save_leaves_nothing_behind(tmp_path, monkeypatch):
     run = trained(0, 1)
     save(tmp_path, run, 1)
-    monkeypatch.setattr("trainer.checkpoints.state_tensors", lambda *_: 1 / 0)
+    monkeypatch.setattr("trainer.checkpoints.checkpoints.state_tensors", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(tmp_path, run, 2)
     assert names(tmp_path) == ["step_0000001"]

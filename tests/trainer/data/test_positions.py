@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.train_schema import TrainConfig
-from trainer.positions import MicroBatchPositions
+from trainer.data.positions import MicroBatchPositions
 
 
 def run(dm, pairs, micro=None, turns=1, dm_weight=1.0, regression_weight=1.0):

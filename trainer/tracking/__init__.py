@@ -1,0 +1,1 @@
+"""Numbers about a run: collected without waiting for the device, written as JSON lines, a progress line, trackers."""
