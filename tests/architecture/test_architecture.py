@@ -70,9 +70,11 @@ def test_nothing_is_unpickled(path):
                     assert keywords.get("allow_pickle") == "False"
 
 
-@pytest.mark.parametrize("stage", sorted(path.name for path in (ROOT / "stages").glob("[a-z]*.py")))
-def test_a_stage_is_thin_and_helps_from_any_folder(stage, tmp_path):
-    path = ROOT / "stages" / stage
+SCRIPTS = sorted([*(ROOT / "stages").glob("[a-z]*.py"), ROOT / "trainer" / "run.py"])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_is_thin_and_helps_from_any_folder(path, tmp_path):
     assert len(path.read_text().splitlines()) < 80
     done = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,10 +7,13 @@ import pytest
 import configs
 from configs.load import parse
 from configs.schema import GeneratePairsConfig, PreparePromptsConfig
+from configs.train_schema import TrainConfig
 
 FOLDER = Path(configs.__file__).parent
 FILES = sorted(FOLDER.rglob("*.yaml"))
-MODELS = {"pairs.yaml": GeneratePairsConfig, "prompts.yaml": PreparePromptsConfig}
+MODELS = {"pairs.yaml": GeneratePairsConfig, "prompts.yaml": PreparePromptsConfig, "train.yaml": TrainConfig}
+NEEDED = {"train.yaml": ["--data.pairs", "/pairs"]}
+"""What a file leaves to the command line, besides the output."""
 
 
 def test_there_are_some():
@@ -19,5 +22,5 @@ def test_there_are_some():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_a_shipped_file_is_valid(path):
-    config = parse(MODELS[path.name], argv=["--config", str(path), "--output", "/somewhere"])
+    config = parse(MODELS[path.name], argv=["--config", str(path), "--output", "/somewhere", *NEEDED.get(path.name, [])])
     assert config.output == "/somewhere"

@@ -1,7 +1,6 @@
-"""The trainer as a command."""
+"""The trainer as a command: exit codes, messages, signals, and what lies there afterwards."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,10 @@ from pathlib import Path
 import pytest
 from support import forge
 from support.processes import ROOT, start_trainer, wait_for
-from support.training import make_pairs, metrics, train_settings, write_config
+from support.training import make_pairs, metrics, train_config, train_settings, write_config
+
+from configs.errors import RunStopped, UserError
+from trainer.loop import train
 
 
 def config_file(folder, tmp_path, **sections):
@@ -22,17 +24,20 @@ def finish(process):
     return process.returncode, out, err
 
 
-def test_accelerate_launches_it_and_the_same_command_again_has_nothing_to_do(trained_on, tmp_path):
+def test_accelerate_launches_it(trained_on, tmp_path, capsys):
     config = config_file(trained_on, tmp_path, runtime={"steps": 2, "trackers": ["tensorboard"], "workers": 1})
     command = [Path(sys.executable).with_name("accelerate"), "launch", "--cpu", "trainer/run.py"]
     command += ["--config", config, "--output", tmp_path / "run", "--data.pairs", trained_on / "pairs"]
-    for message in ("done", "nothing left to do"):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert message in done.stdout
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "run").iterdir()}
     assert made >= {"README.md", "curves.png", "metrics.jsonl", "export", "export_ema", "grids", "tensorboard"}
     assert [line["step"] for line in metrics(tmp_path / "run")] == [2]
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "export").rglob("*")}
+    train(train_config(trained_on, tmp_path / "run", runtime={"steps": 2}))
+    assert "nothing left to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "export").rglob("*")} == before
 
 
 def test_sigterm_saves_between_two_steps_and_is_no_failure(trained_on, tmp_path):
@@ -50,14 +55,14 @@ def test_sigterm_saves_between_two_steps_and_is_no_failure(trained_on, tmp_path)
 
 def test_mistakes_are_told_all_at_once_with_code_2(trained_on, tmp_path):
     config = config_file(trained_on, tmp_path)
-    code, _, err = finish(
-        start_trainer(config, tmp_path / "run", "--loss.t_min", 2, "--optimizer.lr", -1, "--batch.dmm", 3)
-    )
+    mistakes = ["--loss.t_min", 2, "--optimizer.lr", -1, "--batch.dmm", 3]
+    code, _, err = finish(start_trainer(config, tmp_path / "run", *mistakes))
     assert code == 2
     assert sorted(line.split(": ")[1] for line in err.splitlines()) == ["--batch.dmm", "--loss.t_min", "--optimizer.lr"]
+    assert not (tmp_path / "run").exists()
 
 
-def test_help_needs_no_torch(tmp_path):
+def test_help_needs_no_torch():
     code = (
         "import sys, runpy; sys.argv = ['run.py', '--help'];\n"
         "try: runpy.run_path('trainer/run.py', run_name='__main__')\n"
@@ -76,13 +81,13 @@ def breakable(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("damage", ["missing", "flipped", "cut"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_shard_stops_the_run_with_its_number_and_the_repair(breakable, tmp_path, damage, workers):
-    root, shard = breakable / "pairs", 3
-    path = root / forge.record(root, shard)["path"]
+@pytest.fixture
+def broken_shard(breakable):
+    """Break shard 3 in some way; it is mended afterwards."""
+    path = breakable / "pairs" / forge.record(breakable / "pairs", 3)["path"]
     content = path.read_bytes()
-    try:
+
+    def break_it(damage):
         match damage:
             case "missing":
                 path.unlink()
@@ -90,25 +95,33 @@ def test_a_damaged_shard_stops_the_run_with_its_number_and_the_repair(breakable,
                 path.write_bytes(forge.flip(content, len(content) // 2))
             case "cut":
                 path.write_bytes(content[: len(content) // 2])
-        runtime = {"steps": 40, "workers": workers, "log_every": 100}
-        code, _, err = finish(start_trainer(config_file(breakable, tmp_path, runtime=runtime), tmp_path / "run"))
-    finally:
-        path.write_bytes(content)
+
+    yield break_it
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "cut"])
+def test_a_damaged_shard_stops_the_run_with_its_number_and_the_repair(breakable, broken_shard, tmp_path, damage):
+    broken_shard(damage)
+    with pytest.raises(RunStopped, match=r"shard 3.*verify_shards\.py .*pairs --repair"):
+        train(train_config(breakable, tmp_path / "run", runtime={"steps": 40, "log_every": 100}))
+
+
+def test_so_it_does_on_the_command_line_in_one_line(breakable, broken_shard, tmp_path):
+    broken_shard("flipped")
+    runtime = {"steps": 40, "workers": 1, "log_every": 100}
+    code, _, err = finish(start_trainer(config_file(breakable, tmp_path, runtime=runtime), tmp_path / "run"))
     assert code == 1
     (line,) = [line for line in err.splitlines() if line.startswith("stopped: ")]
     assert "shard 3" in line
-    assert f"python stages/verify_shards.py {root} --repair" in line
+    assert f"python stages/verify_shards.py {breakable / 'pairs'} --repair" in line
     assert "Traceback" not in err
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_offered(trained_on, tmp_path):
-    config = config_file(trained_on, tmp_path, runtime={"steps": 4, "checkpoint_every": 2})
-    assert finish(start_trainer(config, tmp_path / "run"))[0] == 0
+    train(train_config(trained_on, tmp_path / "run", runtime={"steps": 4, "checkpoint_every": 2}))
     newest = tmp_path / "run" / "checkpoints" / "step_0000004"
-    weights = newest / "student.safetensors"
-    weights.write_bytes(forge.flip(weights.read_bytes(), os.path.getsize(weights) - 1))
-    code, _, err = finish(start_trainer(config, tmp_path / "run", "--runtime.steps", 6))
-    assert code == 2
-    assert "step_0000004" in err
-    assert "step_0000002" in err
-    assert f"rm -r {newest}" in err
+    weights = (newest / "student.safetensors").read_bytes()
+    (newest / "student.safetensors").write_bytes(forge.flip(weights, len(weights) - 1))
+    with pytest.raises(UserError, match=f"step_0000004.*student.*step_0000002.*rm -r {newest}"):
+        train(train_config(trained_on, tmp_path / "run", runtime={"steps": 6}))
