@@ -193,6 +193,30 @@ def test_distribution_matching_alone_needs_no_pairs(trained_on, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_bytes())["spec"]["data"] == []
 
 
+def gradient(folder, output, monkeypatch, **loss):
+    """The student's gradient in the first step, as backward leaves it."""
+    with opened(folder, output, loss=loss) as run:
+        monkeypatch.setattr(run, "update", lambda trainable, name: None)
+        student_turn(run)
+        return {name: parameter.grad.clone() for name, parameter in run.student.network.named_parameters()}
+
+
+def test_the_students_gradient_is_the_weighted_sum_of_both(trained_on, tmp_path, monkeypatch):
+    weights = {"both": (2.0, 0.5), "matching": (1.0, 1e-30), "regression": (1e-30, 1.0)}
+    both, matching, regression = (
+        gradient(trained_on, tmp_path / name, monkeypatch, dm_weight=dm, regression_weight=pairs)
+        for name, (dm, pairs) in weights.items()
+    )
+    for name in both:
+        torch.testing.assert_close(both[name], 2 * matching[name] + 0.5 * regression[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("critic_lr", "expected"), [(None, 1e-3), (5e-3, 5e-3)])
+def test_the_fake_score_may_have_a_learning_rate_of_its_own(trained_on, tmp_path, critic_lr, expected):
+    with opened(trained_on, tmp_path / "run", optimizer={"critic_lr": critic_lr}) as run:
+        assert (run.student.learning_rate(100), run.fake_score.learning_rate(100)) == (1e-3, expected)
+
+
 def test_the_average_follows_the_student(run):
     expected = state(run.student.network)
     for _ in range(3):
