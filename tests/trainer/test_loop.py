@@ -193,6 +193,21 @@ def test_distribution_matching_alone_needs_no_pairs(trained_on, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_bytes())["spec"]["data"] == []
 
 
+def test_the_regression_compares_what_the_student_makes_of_a_pairs_noise_with_its_picture(run, monkeypatch):
+    pairs = [run.data.read(run.batches._positions.at(number)).pairs for number in range(run.accumulation)]
+    with torch.no_grad():
+        expected = [run.generator(pair.noise.float(), run.conditions(pair.prompts)) for pair in pairs]
+    seen, regression = [], run.regression
+    monkeypatch.setattr(
+        run, "regression", lambda x0, target: (seen.append((x0.detach(), target)), regression(x0, target))[1]
+    )
+    student_turn(run)
+    for (x0, target), wanted, pair in zip(seen, expected, pairs, strict=True):
+        # Weights are the same in all micro-batches of a turn; the company in the batch changes rounding only.
+        torch.testing.assert_close(x0, wanted, rtol=1e-4, atol=1e-4)
+        assert torch.equal(target, pair.target)
+
+
 def gradient(folder, output, monkeypatch, **loss):
     """The student's gradient in the first step, as backward leaves it."""
     with opened(folder, output, loss=loss) as run:
