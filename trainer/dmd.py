@@ -36,6 +36,7 @@ from trainer.losses import (
     distribution_matching_loss,
     finite_samples,
 )
+from trainer.randomness import Draws
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,12 @@ class DistributionMatching:
         self.schedule = schedule
         self.times = schedule.training_times()
         num_times = len(self.times)
-        self.first_time = round(loss.t_min * num_times)
         self.last_time = min(round(loss.t_max * num_times), num_times - 1)
+        self.first_time = min(round(loss.t_min * num_times), self.last_time)
         self.times_alpha = loss.dm_gradient == "equation_7"
         self.weighting = loss.critic_weighting or ("edm" if isinstance(schedule, EDMSchedule) else "snr")
 
-    def generator_loss(
-        self, x0: Tensor, condition: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, ScoreComparison]:
+    def generator_loss(self, x0: Tensor, condition: Tensor, draws: Draws) -> tuple[Tensor, ScoreComparison]:
         """Compare the scores at the student's samples and turn the difference into a loss (Algorithm 2).
 
         A sample for which anything is not finite contributes nothing and is marked; the mean is still over all B.
@@ -88,15 +87,15 @@ class DistributionMatching:
         Args:
             x0: the student's samples with their graph, shape (B, *), float32.
             condition: shape (B, ...).
-            generator: source of times and noise, on x0's device.
+            draws: source of times and noise, on x0's device.
 
         Returns:
             The loss, shape (), and what it was made of.
         """
         with torch.no_grad():
-            time = self._draw_times(len(x0), self.first_time, self.last_time, generator)
+            time = draws.integers(self.first_time, self.last_time, len(x0))
             t = self.times.to(x0.device)[time]
-            x_t, alpha, _ = self._add_noise(x0, t, generator)
+            x_t, alpha, _ = self._add_noise(x0, t, draws)
             x0_real = self.real_score(x_t, t, condition)
             x0_fake = self.fake_score(x_t, t, condition)
             gradient = distribution_matching_gradient(x0, x0_real, x0_fake)
@@ -107,7 +106,7 @@ class DistributionMatching:
         kept = torch.where(append_dims(is_finite, x0.ndim), x0, 0)
         return distribution_matching_loss(kept, gradient), ScoreComparison(time, gradient, x0_real, x0_fake, is_finite)
 
-    def critic_loss(self, x0: Tensor, condition: Tensor, generator: torch.Generator) -> Tensor:
+    def critic_loss(self, x0: Tensor, condition: Tensor, draws: Draws) -> Tensor:
         """Have the fake score denoise the student's samples (Eq. 6), at any of the T times.
 
         A sample that is not finite contributes nothing; the mean is still over all B.
@@ -115,25 +114,20 @@ class DistributionMatching:
         Args:
             x0: the student's samples, shape (B, *), float32; their graph is cut here.
             condition: shape (B, ...).
-            generator: source of times and noise, on x0's device.
+            draws: source of times and noise, on x0's device.
 
         Returns:
             The loss, shape ().
         """
         is_finite = finite_samples(x0)
         x0 = torch.where(append_dims(is_finite, x0.ndim), x0.detach(), 0)
-        time = self._draw_times(len(x0), 0, len(self.times) - 1, generator)
-        t = self.times.to(x0.device)[time]
-        x_t, alpha, sigma = self._add_noise(x0, t, generator)
+        t = self.times.to(x0.device)[draws.integers(0, len(self.times) - 1, len(x0))]
+        x_t, alpha, sigma = self._add_noise(x0, t, draws)
         weight = is_finite * critic_weight(alpha, sigma, self.weighting)
         return denoising_loss(self.fake_score(x_t, t, condition), x0, weight)
 
-    def _draw_times(self, count: int, first: int, last: int, generator: torch.Generator) -> Tensor:
-        """``count`` indices among the training times, uniform over first .. last, both included."""
-        return torch.randint(first, last + 1, (count,), generator=generator, device=generator.device)
-
-    def _add_noise(self, x0: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _add_noise(self, x0: Tensor, t: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, and alpha and sigma of shape (B,)."""
         alpha, sigma = self.schedule(t)
-        eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+        eps = draws.normal(x0.shape)
         return append_dims(alpha, x0.ndim) * x0 + append_dims(sigma, x0.ndim) * eps, alpha, sigma

@@ -37,7 +37,7 @@ def train(config: TrainConfig) -> None:
         RunStopped: the run cannot go on: what it has learnt is in the last checkpoint.
     """
     with build(config) as run, StopSignal() as stop:
-        if run.state.step >= config.runtime.steps:
+        if run.state.step >= config.runtime.steps and run.is_finished:
             run.metrics.say(f"{run.directory}: {run.state.step} steps are done, nothing left to do")
             return
         if run.state.step == 0:
@@ -79,8 +79,8 @@ def student_turn(run: TrainingRun) -> Samples:
             is_finite = finite_samples(x0)
             if run.matching is not None:
                 count = len(x0) if loss_config.dm_on_pairs else len(batch.prompts)
-                generator = run.generator_for("matching", 0, number)
-                loss_dm, comparison = run.matching.generator_loss(x0[:count], condition[:count], generator)
+                draws = run.draws("matching", 0, number, count)
+                loss_dm, comparison = run.matching.generator_loss(x0[:count], condition[:count], draws)
                 loss = loss + loss_config.dm_weight * loss_dm
                 is_finite[:count] &= comparison.is_finite
                 samples.append((x0[:count].detach(), condition[:count]))
@@ -105,7 +105,7 @@ def critic_turn(run: TrainingRun, turn: int, samples: Samples) -> None:
     assert run.matching is not None
     for number, (x0, condition) in enumerate(samples):
         with run.fake_score.accumulating(is_last=number == run.accumulation - 1):
-            loss = run.matching.critic_loss(x0, condition, run.generator_for("critic", turn, number))
+            loss = run.matching.critic_loss(x0, condition, run.draws("critic", turn, number, len(x0)))
             run.fake_score.backward(loss / run.accumulation)
         run.metrics.add("loss/critic", loss)
     run.update(run.fake_score, "critic")

@@ -23,6 +23,7 @@ from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.generator import OneStepGenerator
 from pipeline.teachers.base import Teacher
 from trainer.checkpoints.checkpoints import Checkpoints, TrainerState
+from trainer.checkpoints.sealed_folder import COMPLETE
 from trainer.conditions import Conditions
 from trainer.data.batch_shape import BatchShape
 from trainer.data.loader import MicroBatchLoader
@@ -31,7 +32,7 @@ from trainer.data.training_data import MicroBatch, TrainingData
 from trainer.dmd import DistributionMatching
 from trainer.ema import StudentEma
 from trainer.export import FOLDERS, export
-from trainer.randomness import derived_generator
+from trainer.randomness import DerivedDraws
 from trainer.regression import Distance
 from trainer.report import PAGE, write_report
 from trainer.sample_grid import GridInputs, SampleGrid
@@ -89,9 +90,11 @@ class TrainingRun:
     resources: ExitStack
     metrics: Metrics = field(init=False)
     batches: Iterator[MicroBatch] = field(init=False)
+    _loaded: Path | None = field(init=False, default=None)
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint. Before the run is entered."""
+        self._loaded = checkpoint
         there, _ = self.checkpoints.load(checkpoint, self.networks(), self.optimizers())
         self.state.step, self.state.num_images = there.step, there.num_images
         self.state.nonfinite_samples, self.state.seconds = there.nonfinite_samples, there.seconds
@@ -136,10 +139,23 @@ class TrainingRun:
                 batch = next(self.batches)
             yield number, batch
 
-    def generator_for(self, purpose: str, turn: int, number: int) -> torch.Generator:
-        """The randomness of one purpose in micro-batch ``number`` of a turn of this process."""
+    def draws(self, purpose: str, turn: int, number: int, count: int) -> DerivedDraws:
+        """The randomness of one purpose for the first ``count`` samples of micro-batch ``number`` of a turn.
+
+        Samples of distribution matching are numbered from 0, pairs from batch.dm.
+        """
         micro_batch = number * self.accelerator.num_processes + self.accelerator.process_index
-        return derived_generator(self.teacher.device, self.config.seed, purpose, self.state.step, turn, micro_batch)
+        prompts = range(micro_batch * self.shape.prompts, (micro_batch + 1) * self.shape.prompts)
+        pairs = range(micro_batch * self.shape.pairs, (micro_batch + 1) * self.shape.pairs)
+        samples = [*prompts, *(self.config.batch.dm + pair for pair in pairs)]
+        return DerivedDraws(
+            self.teacher.device,
+            seed=self.config.seed,
+            purpose=purpose,
+            step=self.state.step,
+            turn=turn,
+            samples=samples[:count],
+        )
 
     def student_inputs(self, batch: MicroBatch, turn: int, number: int) -> tuple[Tensor, Tensor]:
         """Noise and conditions of a micro-batch: those of distribution matching first, then those of its pairs.
@@ -148,8 +164,7 @@ class TrainingRun:
             z, (B, *sample_shape), float32, and condition, (B, ...), float32.
         """
         shape = (len(batch.prompts), *self.teacher.identity.sample_shape)
-        generator = self.generator_for("noise", turn, number)
-        z = torch.randn(shape, generator=generator, device=self.teacher.device)
+        z = self.draws("noise", turn, number, len(batch.prompts)).normal(torch.Size(shape))
         prompts = list(batch.prompts)
         if batch.pairs is not None:
             z = torch.cat([z, batch.pairs.noise.to(z)])
@@ -249,6 +264,14 @@ class TrainingRun:
 
         denoiser = Denoiser(call, teacher.schedule, teacher.parametrization)
         return OneStepGenerator(denoiser, teacher.schedule, self.generator.t)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether export and page are those of the checkpoint that was loaded: a run may be killed before it writes them."""
+        page = self.directory / PAGE
+        if self._loaded is None or not page.exists():
+            return False
+        return page.stat().st_mtime_ns >= (self._loaded / COMPLETE).stat().st_mtime_ns
 
     def finish(self) -> None:
         """Export the student and write the page about the run; the main process does."""

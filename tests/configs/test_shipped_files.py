@@ -22,5 +22,7 @@ def test_there_are_some():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_a_shipped_file_is_valid(path):
-    config = parse(MODELS[path.name], argv=["--config", str(path), "--output", "/somewhere", *NEEDED.get(path.name, [])])
+    config = parse(
+        MODELS[path.name], argv=["--config", str(path), "--output", "/somewhere", *NEEDED.get(path.name, [])]
+    )
     assert config.output == "/somewhere"

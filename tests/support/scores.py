@@ -20,6 +20,23 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def draws(seed: int = 0) -> "OneStream":
+    return OneStream(rng(seed))
+
+
+class OneStream:
+    """Draws for any batch from one generator."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def normal(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self._generator)
+
+    def integers(self, first: int, last: int, count: int) -> Tensor:
+        return torch.randint(first, last + 1, (count,), generator=self._generator)
+
+
 def normal(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
     return torch.randn(shape, generator=rng(seed))
 

@@ -21,6 +21,7 @@ from pipeline.diffusion.generator import OneStepGenerator
 from pipeline.diffusion.mixture import GaussianMixture
 from pipeline.diffusion.samplers import edm_heun
 from pipeline.diffusion.schedules import EDMSchedule, karras_sigmas
+from tests.support.scores import OneStream
 from trainer.dmd import DistributionMatching
 from trainer.losses import SIGMA_DATA, critic_weight, denoising_loss
 from trainer.regression import build_regression
@@ -140,7 +141,7 @@ def distil(recipe: Recipe, students: int, seed: int = 0) -> OneStepGenerator:
         loss, samples = torch.zeros(()), []
         if recipe.dm_weight > 0:
             samples.append(fresh_samples())
-            loss = recipe.dm_weight * matching.generator_loss(samples[0], condition, generator)[0]
+            loss = recipe.dm_weight * matching.generator_loss(samples[0], condition, OneStream(generator))[0]
         if recipe.regression_weight > 0:
             rows = torch.randint(len(pair_z), (count,), generator=generator)
             distance = regression(student(pair_z[rows], condition), pair_x0[rows])
@@ -150,7 +151,7 @@ def distil(recipe: Recipe, students: int, seed: int = 0) -> OneStepGenerator:
             with torch.no_grad():
                 samples += [fresh_samples() for _ in range(recipe.critic_steps - 1)]
         for x0 in samples:
-            update(critic_optimizer, students * matching.critic_loss(x0, condition, generator))
+            update(critic_optimizer, students * matching.critic_loss(x0, condition, OneStream(generator)))
     return student
 
 

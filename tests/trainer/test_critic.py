@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.scores import NOTHING, SCHEDULES, VP, Affine, Spy, constant, matching, normal, rng
+from support.scores import NOTHING, SCHEDULES, VP, Affine, OneStream, Spy, constant, draws, matching, normal, rng
 from torch import Tensor, nn
 
 from pipeline.diffusion.denoiser import Denoiser
@@ -14,7 +14,7 @@ from pipeline.diffusion.schedules import EDMSchedule, FlowSchedule, NoiseSchedul
 def test_snr_weighting_is_the_error_in_eps(schedule: NoiseSchedule) -> None:
     spy = Spy(Denoiser(network := Affine(0), schedule, "eps"))
     x0 = normal(0)
-    loss = matching(spy, spy, schedule, critic_weighting="snr").critic_loss(x0, NOTHING, rng())
+    loss = matching(spy, spy, schedule, critic_weighting="snr").critic_loss(x0, NOTHING, draws())
     x_t, t, condition = spy.calls[0]
     alpha, sigma = (append_dims(c.double(), 4) for c in schedule(t))
     eps = (x_t.double() - alpha * x0) / sigma
@@ -25,7 +25,7 @@ def test_snr_weighting_is_the_error_in_eps(schedule: NoiseSchedule) -> None:
 
 def test_edm_weighting_is_edms() -> None:
     spy, x0 = Spy(constant(0.3)), normal(0)
-    loss = matching(spy, spy, EDMSchedule(), critic_weighting="edm").critic_loss(x0, NOTHING, rng())
+    loss = matching(spy, spy, EDMSchedule(), critic_weighting="edm").critic_loss(x0, NOTHING, draws())
     sigma = append_dims(spy.calls[0][1].double(), 4)
     expected = ((sigma**2 + 0.5**2) / (sigma * 0.5) ** 2 * (0.3 - x0).square()).mean()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
@@ -35,7 +35,7 @@ def test_the_schedule_chooses_the_weighting_unless_told() -> None:
     x0 = normal(0)
 
     def value(schedule: NoiseSchedule, **loss: object) -> float:
-        return matching(constant(0), constant(0), schedule, **loss).critic_loss(x0, NOTHING, rng()).item()
+        return matching(constant(0), constant(0), schedule, **loss).critic_loss(x0, NOTHING, draws()).item()
 
     assert value(EDMSchedule()) == value(EDMSchedule(), critic_weighting="edm")
     assert value(VP) == value(VP, critic_weighting="snr")
@@ -60,7 +60,7 @@ def test_the_critic_learns_the_students_score(weighting: str) -> None:
     for _ in range(400):
         x0 = mean + std * torch.randn(2048, 1, generator=generator)
         optimizer.zero_grad()
-        dmd.critic_loss(x0, NOTHING, generator).backward()
+        dmd.critic_loss(x0, NOTHING, OneStream(generator)).backward()
         optimizer.step()
         decay.step()
     alpha, sigma = schedule(torch.arange(3))
@@ -71,7 +71,7 @@ def test_the_critic_learns_the_students_score(weighting: str) -> None:
 
 def test_the_critic_is_asked_once_and_the_teacher_not_at_all() -> None:
     teacher, fake = Spy(Affine(0)), Spy(Affine(2))
-    matching(teacher, fake, VP).critic_loss(normal(0), NOTHING, rng())
+    matching(teacher, fake, VP).critic_loss(normal(0), NOTHING, draws())
     assert len(fake.calls) == 1
     assert len(fake.calls[0][0]) == 8
     assert not teacher.calls
@@ -79,7 +79,7 @@ def test_the_critic_is_asked_once_and_the_teacher_not_at_all() -> None:
 
 def test_times_of_the_critic_are_all_of_them() -> None:
     spy = Spy(constant(0))
-    matching(spy, spy, VP).critic_loss(torch.zeros(30_000, 1), NOTHING, rng())
+    matching(spy, spy, VP).critic_loss(torch.zeros(30_000, 1), NOTHING, draws())
     t = spy.calls[0][1]
     assert t.dtype == torch.int64
     assert t.unique().tolist() == list(range(1000))

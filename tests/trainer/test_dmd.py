@@ -12,9 +12,11 @@ from support.scores import (
     SHAPE,
     VP,
     Affine,
+    OneStream,
     Spy,
     at_one_time,
     constant,
+    draws,
     in_bfloat16,
     matching,
     normal,
@@ -52,7 +54,7 @@ def test_equal_scores_leave_nothing_to_learn(
     real_score = GuidedDenoiser(Denoiser(call(teacher), schedule, parametrization), torch.zeros(1, 1), 1.0)
     dmd = matching(real_score, Denoiser(call(fake), schedule, parametrization), schedule)
     generator = OneStepGenerator(Denoiser(call(student), schedule, parametrization), schedule, dmd.times[-2])
-    loss, comparison = dmd.generator_loss(generator(normal(0), NOTHING), NOTHING, rng())
+    loss, comparison = dmd.generator_loss(generator(normal(0), NOTHING), NOTHING, draws())
     loss.backward()
     assert loss.item() == 0
     assert comparison.gradient.eq(0).all()
@@ -60,18 +62,18 @@ def test_equal_scores_leave_nothing_to_learn(
     assert all(parameter.grad is not None and parameter.grad.eq(0).all() for parameter in student.parameters())
     # Another fake score, and there is something.
     dmd = matching(real_score, Denoiser(call(Affine(1)), schedule, parametrization), schedule)
-    assert dmd.generator_loss(normal(0), NOTHING, rng())[0] > 0
+    assert dmd.generator_loss(normal(0), NOTHING, draws())[0] > 0
 
 
 def test_a_fake_score_that_returns_the_sample_gives_mean_magnitude_one() -> None:
     x0 = normal(0) * torch.logspace(-3, 3, 8).view(-1, 1, 1, 1)
-    _, comparison = matching(constant(0.3), lambda *_: x0, VP).generator_loss(x0, NOTHING, rng())
+    _, comparison = matching(constant(0.3), lambda *_: x0, VP).generator_loss(x0, NOTHING, draws())
     torch.testing.assert_close(comparison.gradient.abs().flatten(1).mean(1), torch.ones(8))
 
 
 def test_the_students_gradient_is_g_over_the_number_of_elements() -> None:
     x0 = normal(0).requires_grad_()
-    loss, comparison = matching(Affine(0), Affine(2), EDMSchedule()).generator_loss(x0, NOTHING, rng())
+    loss, comparison = matching(Affine(0), Affine(2), EDMSchedule()).generator_loss(x0, NOTHING, draws())
     loss.backward()
     assert x0.grad is not None
     torch.testing.assert_close(x0.grad, comparison.gradient / math.prod(SHAPE))
@@ -81,9 +83,9 @@ def test_the_students_gradient_is_g_over_the_number_of_elements() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.description[:4])
 def test_equation_7_has_alpha_where_algorithm_2_has_none(schedule: NoiseSchedule) -> None:
     real, fake, x0 = Affine(0), Affine(2), normal(0)
-    _, plain = matching(real, fake, schedule).generator_loss(x0, NOTHING, rng())
+    _, plain = matching(real, fake, schedule).generator_loss(x0, NOTHING, draws())
     dmd = matching(real, fake, schedule, dm_gradient="equation_7")
-    _, weighted = dmd.generator_loss(x0, NOTHING, rng())
+    _, weighted = dmd.generator_loss(x0, NOTHING, draws())
     alpha, _ = schedule(dmd.times[plain.time])
     assert torch.equal(weighted.gradient, append_dims(alpha, 4) * plain.gradient)
 
@@ -111,7 +113,7 @@ def test_gradient_is_the_weighted_difference_of_the_true_scores(schedule: NoiseS
     spy = Spy(lambda x_t, t, _: real.denoise(x_t, *schedule(t)))
     dmd = matching(spy, lambda x_t, t, _: fake.denoise(x_t, *schedule(t)), schedule, dm_gradient="equation_7")
     x0 = fake.sample(64, rng(1)).double()
-    _, comparison = dmd.generator_loss(x0, NOTHING, rng())
+    _, comparison = dmd.generator_loss(x0, NOTHING, draws())
     (x_t, t, _), column = spy.calls[0], partial(append_dims, ndim=2)
     alpha, sigma = (c.double() for c in schedule(t))
     mu_real = (x_t + column(sigma**2) * real.score(x_t, alpha, sigma)) / column(alpha)
@@ -138,7 +140,7 @@ def test_expected_gradient_is_that_of_the_divergence(schedule: NoiseSchedule, ti
         schedule,
         **at_one_time(1000, time),
     )
-    _, comparison = dmd.generator_loss(x0, NOTHING, rng())
+    _, comparison = dmd.generator_loss(x0, NOTHING, draws())
     assert comparison.time.eq(time).all()
     weight = (x0 - comparison.x0_real).abs().double() * alpha / sigma**2  # g has 1 / this, apart from alpha
     estimates = comparison.gradient.double() * weight * alpha
@@ -165,7 +167,7 @@ def test_descending_moves_a_student_onto_the_data() -> None:
     optimizer, generator = torch.optim.SGD([theta], lr=0.5), rng()
     for _ in range(60):
         z = torch.randn(256, 2, generator=generator)
-        loss, _ = dmd.generator_loss(theta + 0.5 * z, NOTHING, generator)
+        loss, _ = dmd.generator_loss(theta + 0.5 * z, NOTHING, OneStream(generator))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -180,9 +182,9 @@ def test_guidance_is_the_real_scores_alone() -> None:
     teacher, fake = Spy(Affine(0)), Spy(Affine(2))
     condition, unconditional = torch.ones(8, 1), torch.full((1, 1), -2.0)
     x0 = normal(0)
-    _, plain = matching(Affine(0), fake, VP).generator_loss(x0, condition, rng())
+    _, plain = matching(Affine(0), fake, VP).generator_loss(x0, condition, draws())
     dmd = matching(GuidedDenoiser(teacher, unconditional, 3.0), fake, VP)
-    _, guided = dmd.generator_loss(x0, condition, rng())
+    _, guided = dmd.generator_loss(x0, condition, draws())
     assert torch.equal(guided.x0_fake, plain.x0_fake)
     (x_t, t, conditions), *more = teacher.calls
     assert not more
@@ -206,8 +208,8 @@ def test_each_loss_teaches_its_own_network_only() -> None:
         return [n for n in (student, teacher, fake) if any(p.grad is not None for p in n.parameters())]
 
     x0 = generator(normal(0), NOTHING)
-    assert learners(dmd.critic_loss(x0, NOTHING, rng())) == [fake]
-    loss, comparison = dmd.generator_loss(x0, NOTHING, rng())
+    assert learners(dmd.critic_loss(x0, NOTHING, draws())) == [fake]
+    loss, comparison = dmd.generator_loss(x0, NOTHING, draws())
     assert learners(loss) == [student]
     # Nor is a graph kept that nobody will walk back.
     assert not any(t.requires_grad for t in (comparison.gradient, comparison.x0_real, comparison.x0_fake))
@@ -215,7 +217,7 @@ def test_each_loss_teaches_its_own_network_only() -> None:
 
 def test_both_scores_see_the_same() -> None:
     real, fake, condition = Spy(Affine(0)), Spy(Affine(2)), normal(1, (8, 1))
-    matching(real, fake, VP).generator_loss(normal(0), condition, rng())
+    matching(real, fake, VP).generator_loss(normal(0), condition, draws())
     assert all(torch.equal(a, b) for a, b in zip(real.calls[0], fake.calls[0], strict=True))
     assert torch.equal(fake.calls[0][2], condition)
 
@@ -224,7 +226,7 @@ def test_both_scores_see_the_same() -> None:
 @pytest.mark.parametrize("loss", ["generator_loss", "critic_loss"])
 def test_samples_are_noised_with_unit_gaussian_noise_at_the_time_told(schedule: NoiseSchedule, loss: str) -> None:
     spy, x0 = Spy(constant(0)), normal(0, (500, 3, 4, 4))
-    getattr(matching(spy, spy, schedule), loss)(x0, NOTHING, rng())
+    getattr(matching(spy, spy, schedule), loss)(x0, NOTHING, draws())
     x_t, t, _ = spy.calls[0]
     alpha, sigma = (append_dims(c.double(), 4) for c in schedule(t))
     keep = sigma.flatten() > 0.01  # below, what is left of eps in x_t is its rounding
@@ -247,7 +249,7 @@ def test_times_of_distribution_matching(
     """Uniform over first .. last, both included; every one of them within 30,000 draws."""
     spy = Spy(constant(0))
     dmd = matching(spy, spy, schedule, t_min=t_min, t_max=t_max)
-    _, comparison = dmd.generator_loss(torch.zeros(30_000, 1), NOTHING, rng())
+    _, comparison = dmd.generator_loss(torch.zeros(30_000, 1), NOTHING, draws())
     assert comparison.time.unique().tolist() == list(range(first, last + 1))
     assert torch.equal(spy.calls[0][1], schedule.training_times()[comparison.time])
     counts = comparison.time.bincount()[first:].double()
@@ -258,7 +260,7 @@ def test_times_of_distribution_matching(
 
 def test_a_generators_state_decides_everything() -> None:
     dmd, x0 = matching(Affine(0), Affine(2), VP), normal(0)
-    (first, a), (again, b), (other, c) = (dmd.generator_loss(x0, NOTHING, rng(seed)) for seed in (7, 7, 8))
+    (first, a), (again, b), (other, c) = (dmd.generator_loss(x0, NOTHING, draws(seed)) for seed in (7, 7, 8))
     assert torch.equal(first, again)
     assert torch.equal(a.gradient, b.gradient)
     assert not torch.equal(a.time, c.time)
@@ -275,7 +277,7 @@ def test_the_difference_is_float32_when_the_networks_are_bfloat16() -> None:
     dmd = matching(spy, Denoiser(constant(fake_eps), VP, "eps"), VP, **at_one_time(1000, 950))
     x0 = normal(0)
     with torch.autocast("cpu", torch.bfloat16):  # even if all of it were inside
-        loss, comparison = dmd.generator_loss(x0, NOTHING, rng())
+        loss, comparison = dmd.generator_loss(x0, NOTHING, draws())
     assert {t.dtype for t in (loss, comparison.gradient, comparison.x0_real, comparison.x0_fake)} == {torch.float32}
     x_t, t, _ = spy.calls[0]
     alpha, sigma = (append_dims(c.double(), 4) for c in VP(t))
@@ -299,12 +301,12 @@ def broken(denoise: Network, samples: dict[int, float]) -> Network:
 def test_samples_that_are_not_finite_are_marked_and_teach_nothing() -> None:
     real, fake = Affine(0), Affine(2)
     x0 = normal(0)
-    _, whole = matching(real, fake, VP).generator_loss(x0, NOTHING, rng())
+    _, whole = matching(real, fake, VP).generator_loss(x0, NOTHING, draws())
     x0[0, 0, 0, 0] = math.nan
     x0[1, 2, 3, 3] = math.inf
     x0.requires_grad_()
     dmd = matching(broken(real, {2: math.nan, 3: math.inf}), broken(fake, {4: math.nan, 5: -math.inf}), VP)
-    loss, comparison = dmd.generator_loss(x0, NOTHING, rng())
+    loss, comparison = dmd.generator_loss(x0, NOTHING, draws())
     loss.backward()
     assert comparison.is_finite.tolist() == [False] * 6 + [True] * 2
     assert x0.grad is not None
@@ -319,6 +321,6 @@ def test_samples_that_are_not_finite_are_marked_and_teach_nothing() -> None:
 def test_a_sample_that_is_infinite_is_marked_even_if_the_scores_make_something_of_it() -> None:
     x0 = normal(0)
     x0[3] = math.inf
-    loss, comparison = matching(constant(0.3), constant(-0.3), VP).generator_loss(x0, NOTHING, rng())
+    loss, comparison = matching(constant(0.3), constant(-0.3), VP).generator_loss(x0, NOTHING, draws())
     assert comparison.is_finite.tolist() == [number != 3 for number in range(8)]
     assert loss.isfinite()

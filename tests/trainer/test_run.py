@@ -1,6 +1,7 @@
 """The trainer as a command: exit codes, messages, signals, and what lies there afterwards."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,18 @@ def test_accelerate_launches_it(trained_on, tmp_path, capsys):
     train(train_config(trained_on, tmp_path / "run", runtime={"steps": 2}))
     assert "nothing left to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "export").rglob("*")} == before
+
+
+def test_a_run_that_was_killed_before_it_exported_is_finished_by_the_same_command(trained_on, tmp_path, capsys):
+    config = train_config(trained_on, tmp_path / "run", runtime={"steps": 1})
+    train(config)
+    page = tmp_path / "run" / "README.md"
+    for lost in (page, tmp_path / "run" / "export"):
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    train(config)
+    assert page.exists()
+    assert (tmp_path / "run" / "export" / "model_index.json").exists()
+    assert "nothing left to do" not in capsys.readouterr().out
 
 
 def test_sigterm_saves_between_two_steps_and_is_no_failure(trained_on, tmp_path):
