@@ -22,7 +22,10 @@ class RunStopped(Exception):
 
 @contextmanager
 def exit_codes() -> "Generator[None]":
-    """Run a script's body; end the process with code 2 on :class:`UserError` and 1 on :class:`RunStopped`."""
+    """Run a script's body; end the process with code 2 on :class:`UserError` and 1 on :class:`RunStopped`.
+
+    Ctrl-C, where nobody handles it, is 130, as shells have it.
+    """
     try:
         yield
     except UserError as error:
@@ -32,6 +35,9 @@ def exit_codes() -> "Generator[None]":
     except RunStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:

@@ -76,6 +76,7 @@ _EXPECTED = {
     "int_type": "a whole number",
     "model_type": "a mapping of keys to values",
     "string_type": "text (in quotes)",
+    "tuple_type": "a list",
 }
 """pydantic's type of error -> what belongs there, where pydantic's own words are not for users."""
 

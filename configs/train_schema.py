@@ -9,7 +9,15 @@ one directory, and so may the number of processes.
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from configs.schema import Model, TeacherConfig, TeacherIdentity
 
@@ -201,7 +209,7 @@ class TrainConfig(Model):
     output: str
     """Run directory, a local path."""
     teacher: TeacherConfig
-    """Whom to distil. Its dtype is that of its frozen weights: float32, or bfloat16 to save memory."""
+    """Whom to distil. Its dtype is that of its frozen weights: float32, or, with precision bfloat16, bfloat16."""
     data: DataConfig = DataConfig()
     """Where pairs and prompts come from."""
     student: StudentConfig = StudentConfig()
@@ -219,12 +227,24 @@ class TrainConfig(Model):
     runtime: TrainRuntime = TrainRuntime()
     """How it is computed."""
 
+    @field_validator("output")
+    @classmethod
+    def _is_local(cls, output: str) -> str:
+        if not output or "://" in output:
+            raise ValueError(f"{output!r} is no local path; name a directory on a disk that all processes see")
+        return output
+
     @model_validator(mode="after")
     def _has_data(self) -> "TrainConfig":
         if self.loss.regression_weight > 0 and not self.data.sources:
             raise ValueError("data.pairs: missing; give the dataset, or set loss.regression_weight 0 to do without")
         if not self.data.sources and self.data.prompts is None:
             raise ValueError("data.prompts: missing; without pairs a prompt table is needed")
+        if self.teacher.kind == "stable_diffusion" and self.teacher.dtype not in ("float32", self.precision):
+            raise ValueError(
+                f"teacher.dtype: {self.teacher.dtype} under precision {self.precision} would round the real score and "
+                "not the fake one; give float32" + (" or bfloat16" if self.precision == "bfloat16" else "")
+            )
         if self.loss.dm_on_pairs and self.loss.regression_weight == 0:
             raise ValueError("loss.dm_on_pairs: needs pairs, and with loss.regression_weight 0 none are read")
         return self

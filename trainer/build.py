@@ -15,6 +15,7 @@ the scores would be one of rounding.
 import os
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from pipeline.diffusion.generator import OneStepGenerator
 from pipeline.diffusion.guidance import GuidedDenoiser
 from pipeline.provenance import code_revision, library_versions
 from pipeline.teachers.base import Teacher
-from trainer.checkpoints.checkpoints import Checkpoints, TrainerState
+from trainer.checkpoints.checkpoints import CHECKPOINTS, Checkpoints, TrainerState
 from trainer.compatibility import check_dataset
 from trainer.conditions import Conditions
 from trainer.data.batch_shape import batch_shape
@@ -40,7 +41,8 @@ from trainer.data.training_data import TrainingData
 from trainer.dmd import DistributionMatching
 from trainer.ema import StudentEma
 from trainer.regression import Distance, build_regression, check_regression
-from trainer.run_directory import claim, locked
+from trainer.run_directory import begin, check, locked
+from trainer.tracking.metrics_file import METRICS, last_step
 from trainer.tracking.trackers import check_trackers
 from trainer.trainable import Trainable
 from trainer.training_run import TrainingRun
@@ -53,13 +55,14 @@ def build(config: TrainConfig) -> TrainingRun:
     """Put a run together, to be entered as a context.
 
     Raises:
-        UserError: something about it is wrong. Nothing has been written, but for an empty run directory.
+        UserError: something about it is wrong. Nothing has been written, but for a lock in an empty run directory.
     """
     directory = Path(config.output).absolute()
+    check_trackers(config)
     accelerator = make_accelerator(config, directory)
     with ExitStack() as resources:
         shape = batch_shape(config, accelerator.num_processes)
-        check_trackers(config)
+        teachers.check_trainable(config.teacher)
         with accelerator.local_main_process_first():  # the first of a machine may download, the others find it there
             check_regression(config.loss)
             identity = teachers.identify(config.teacher)
@@ -68,8 +71,9 @@ def build(config: TrainConfig) -> TrainingRun:
             check_dataset(config, identity, root, dataset.spec)
         spec = _spec(config, identity, data)
         if accelerator.is_main_process:
+            check(directory, spec)
             resources.enter_context(locked(directory))
-            claim(directory, config, spec)
+            check(directory, spec)  # again: another process may have begun meanwhile
         checkpoints = Checkpoints(directory, config.runtime.keep_checkpoints, config.runtime.milestone_every)
         checkpoint = _agreed(accelerator, checkpoints.latest() if accelerator.is_main_process else None, spec)
 
@@ -113,11 +117,26 @@ def build(config: TrainConfig) -> TrainingRun:
             data=data,
             shape=shape,
             checkpoints=checkpoints,
-            resources=resources.pop_all(),
+            resources=resources,
         )
-    if checkpoint is not None:
-        run.resume(checkpoint)
+        if checkpoint is not None:
+            run.resume(checkpoint)
+        else:
+            _refuse_lost_checkpoints(config, directory)
+        if accelerator.is_main_process:
+            begin(directory, config, spec)
+        run.resources = resources.pop_all()
     return run
+
+
+def _refuse_lost_checkpoints(config: TrainConfig, directory: Path) -> None:
+    """Raise UserError when there must have been a checkpoint, and there is none: never begin again without a word."""
+    step = last_step(directory)
+    if step >= config.runtime.checkpoint_every:
+        raise UserError(
+            f"{directory / CHECKPOINTS}: has no checkpoint, though {METRICS} tells of {step} steps; put them back, or "
+            "name a new output"
+        )
 
 
 def make_accelerator(config: TrainConfig, directory: Path) -> "Accelerator":
@@ -126,7 +145,7 @@ def make_accelerator(config: TrainConfig, directory: Path) -> "Accelerator":
     Raises:
         UserError: the launcher was asked for a way of distributing that this trainer does not have.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import DistributedType, ProjectConfiguration
 
     accelerator = Accelerator(
@@ -134,7 +153,10 @@ def make_accelerator(config: TrainConfig, directory: Path) -> "Accelerator":
         mixed_precision="bf16" if config.precision == "bfloat16" else "no",
         log_with=list(config.runtime.trackers) or None,
         project_config=ProjectConfiguration(str(directory), logging_dir=str(directory / "tensorboard")),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # gradients are held once
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # gradients are held once
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # others wait while the main one writes a checkpoint
+        ],
     )
     refused = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM)
     if accelerator.distributed_type in refused:

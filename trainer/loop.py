@@ -36,24 +36,28 @@ def train(config: TrainConfig) -> None:
         UserError: something about config, data or run directory is wrong; nothing has been changed.
         RunStopped: the run cannot go on: what it has learnt is in the last checkpoint.
     """
-    with build(config) as run, StopSignal() as stop:
+    with StopSignal() as stop, build(config) as run:
         if run.state.step >= config.runtime.steps and run.is_finished:
             run.metrics.say(f"{run.directory}: {run.state.step} steps are done, nothing left to do")
             return
+        run.metrics.say(f"{run.directory}: {run.state.step} of {config.runtime.steps} steps are done")
         if run.state.step == 0:
             run.draw_grid()
         while run.state.step < config.runtime.steps:
             step(run)
             done = run.state.step == config.runtime.steps
             stopping = stop.should_stop(run.accelerator)
-            if run.is_due(config.runtime.log_every) or done or stopping:
+            saving = run.is_due(config.runtime.checkpoint_every) or done or stopping
+            if run.is_due(config.runtime.log_every) or saving:  # what is counted is in the checkpoint too
                 run.log()
             if run.is_due(config.runtime.grid_every) or done:
                 run.draw_grid()
-            if run.is_due(config.runtime.checkpoint_every) or done or stopping:
+            if saving:
                 run.save()
             if stopping and not done:
-                run.metrics.say(f"stopped after step {run.state.step}; the same command goes on from there")
+                run.report()
+                why = stop.received or "a signal to another process"
+                run.metrics.say(f"stopped by {why} after step {run.state.step}; the same command goes on from there")
                 return
         run.finish()
 

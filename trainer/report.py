@@ -27,6 +27,7 @@ _MEANINGS = {
     "loss/regression": "distance between student and teacher on training pairs",
     "loss/critic": "denoising loss of the fake score on the student's samples",
     "holdout/distance": "distance between student and teacher on pairs that were kept out",
+    "holdout/distance_ema": "the same of the average",
     "grad_norm/student": "before clipping",
     "grad_norm/critic": "before clipping",
     "clip_fraction/student": "share of updates that were clipped",
@@ -38,7 +39,8 @@ _MEANINGS = {
     "dm/cosine/bucket1": "",
     "dm/cosine/bucket2": "",
     "dm/cosine/bucket3": "most noise",
-    "skipped_updates": "share of updates left out, since the gradient was not finite",
+    "skipped_updates/student": "share of updates left out, since the gradient was not finite",
+    "skipped_updates/critic": "share of updates left out, since the gradient was not finite",
     "nonfinite_samples": "samples since the line before that gave no finite gradient",
     "student/mean": "of the student's samples",
     "student/std": "of the student's samples",
@@ -129,7 +131,7 @@ def _about(
         ("student", f"timestep: {timestep}; average of weights: {average}"),
         ("loss", _loss(spec.loss)),
         ("optimizer", f"AdamW, lr {lr:g}, critic {critic_lr:g}, {spec.optimizer.warmup_steps:,} steps of warm-up"),
-        ("batch", f"{spec.batch.dm} for distribution matching, {spec.batch.pairs} pairs"),
+        ("batch", _batch(spec)),
         ("precision", f"{spec.precision} network calls, float32 weights"),
         ("seed", str(spec.seed)),
     ]
@@ -141,6 +143,12 @@ def _about(
             ("made with", f"{state.code_revision}, torch {state.versions.get('torch', '?')}, begun {run['created']}"),
         ]
     return [*rows, ("fingerprint", f"`{run['fingerprint']}`")]
+
+
+def _batch(spec: TrainSpec) -> str:
+    matching = [f"{spec.batch.dm} for distribution matching"] if spec.loss.dm_weight else []
+    pairs = [f"{spec.batch.pairs} pairs"] if spec.loss.regression_weight else []
+    return ", ".join(matching + pairs)
 
 
 def _loss(loss: LossConfig) -> str:

@@ -28,18 +28,23 @@ RUN = "run.json"
 CONFIG = "config.yaml"
 
 
-def claim(run_dir: Path, config: TrainConfig, spec: TrainSpec) -> None:
-    """Begin a run in an empty or new directory, or make sure that it is this run's.
+def check(run_dir: Path, spec: TrainSpec) -> None:
+    """Make sure that a directory is empty, or this run's. Changes nothing.
 
     Raises:
         UserError: the directory holds something else, or a run of another spec: what differs, in two columns.
     """
     path = run_dir / RUN
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        _compare(path, spec)
+    elif run_dir.is_dir() and (foreign := sorted(entry.name for entry in run_dir.iterdir() if entry.name != _LOCK)):
+        raise UserError(f"output: {run_dir} is not empty ({foreign[0]}) and not a run directory; name a new one")
+
+
+def begin(run_dir: Path, config: TrainConfig, spec: TrainSpec) -> None:
+    """Write what a run is, once, and how it is run this time, into a directory that has been checked."""
     storage = Storage.open(str(run_dir.absolute()))
-    if not path.exists():
-        if foreign := sorted(entry.name for entry in run_dir.iterdir() if entry.name != _LOCK):
-            raise UserError(f"output: {run_dir} is not empty ({foreign[0]}) and not a run directory; name a new one")
+    if not (run_dir / RUN).exists():
         about = {
             "fingerprint": fingerprint(spec),
             "spec": spec.model_dump(mode="json"),
@@ -48,8 +53,6 @@ def claim(run_dir: Path, config: TrainConfig, spec: TrainSpec) -> None:
             "versions": library_versions(),
         }
         storage.write(RUN, json.dumps(about, indent=1).encode())
-    else:
-        _compare(path, spec)
     storage.write(CONFIG, to_yaml(config.model_dump(mode="json")).encode())
 
 
@@ -57,7 +60,7 @@ def _compare(path: Path, spec: TrainSpec) -> None:
     try:
         there = TrainSpec.model_validate(json.loads(path.read_bytes())["spec"])
     except (ValueError, KeyError, TypeError, ValidationError):
-        raise UserError(f"{path}: not the record of a run that this code knows; name another output") from None
+        raise UserError(f"output: {path} is not the record of a training run; name another directory") from None
     if differing := differences(there.model_dump(mode="json"), spec.model_dump(mode="json")):
         table = two_columns("run directory", "this command", differing)
         raise UserError(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -180,7 +181,7 @@ class TrainingRun:
         norm, is_finite = trainable.update(self.state.step)
         self.metrics.add(f"grad_norm/{name}", norm)
         self.metrics.add(f"clip_fraction/{name}", norm > self.config.optimizer.max_grad_norm)
-        self.metrics.add("skipped_updates", float(not is_finite))
+        self.metrics.add(f"skipped_updates/{name}", float(not is_finite))
 
     # ------------------------------------------------------------------------------------------ between steps
 
@@ -202,18 +203,25 @@ class TrainingRun:
         Raises:
             RunStopped: too many samples gave no finite gradient.
         """
-        self._measure_held_out()
+        with self.metrics.apart():
+            self._measure_held_out("holdout/distance", self.student.network)
+            if self.ema is not None:
+                self._measure_held_out("holdout/distance_ema", self.ema.module)
         self.metrics.add("lr", self.student.learning_rate(self.state.step - 1))
         values = self.metrics.log(self.state.step, self.state.num_images, self.critic_steps)
         num_images = self.state.num_images - self._num_logged
         self._num_logged = self.state.num_images
         self.state.nonfinite_samples += int(values["nonfinite_samples"])
-        fraction = max(values["nonfinite_samples"] / num_images, values["skipped_updates"])
-        if fraction > self.config.runtime.max_nonfinite_fraction:
+        shares = {
+            "samples": values["nonfinite_samples"] / num_images,
+            **{f"updates of the {name}": values.get(f"skipped_updates/{name}", 0.0) for name in ("student", "critic")},
+        }
+        what, share = max(shares.items(), key=itemgetter(1))
+        if share > self.config.runtime.max_nonfinite_fraction:
             raise RunStopped(
-                f"step {self.state.step}: {fraction:.1%} of the samples since the last log line gave no finite "
-                f"gradient (runtime.max_nonfinite_fraction {self.config.runtime.max_nonfinite_fraction:g}); see "
-                f"{self.directory / METRICS}, lower optimizer.lr or use precision float32, and go on from a checkpoint"
+                f"step {self.state.step}: {share:.1%} of the {what} since the last log line had no finite gradient "
+                f"(runtime.max_nonfinite_fraction {self.config.runtime.max_nonfinite_fraction:g}); see "
+                f"{self.directory / METRICS}; begin a new output with a lower optimizer.lr or precision float32"
             )
 
     @property
@@ -224,12 +232,16 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write a checkpoint; the main process does, the others wait."""
+        with self.metrics.apart():
+            self._save()
+            self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
         if self.accelerator.is_main_process:
             state = replace(self.state, seconds=self.state.seconds + time.monotonic() - self._started)
             cursor = self.data.cursor(self.state.step)
             config_yaml = to_yaml(self.config.model_dump(mode="json"))
             self.checkpoints.save(state, self.networks(), self.optimizers(), cursor, config_yaml)
-        self.accelerator.wait_for_everyone()
 
     def networks(self) -> dict[str, nn.Module]:
         """What learns, by the name of its file."""
@@ -247,19 +259,24 @@ class TrainingRun:
 
     def draw_grid(self) -> None:
         """Draw the sample grid; the main process does."""
+        with self.metrics.apart():
+            self._draw_grid()
+            self.accelerator.wait_for_everyone()
+
+    def _draw_grid(self) -> None:
         if self.accelerator.is_main_process:
             students = {"student": self.generator_of(self.student.network)}
             if self.ema is not None:
                 students["student EMA"] = self.generator_of(self.ema.module)
             self._grid.write(self.directory / "grids" / f"step_{self.state.step:07d}.png", students)
-        self.accelerator.wait_for_everyone()
 
     def generator_of(self, network: nn.Module) -> OneStepGenerator:
         """A network of the student's kind as a generator, in the run's precision, on this process alone."""
         teacher = self.teacher.denoiser
 
         def call(x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-            with self.accelerator.autocast():
+            # Batches of other shapes than those of training: compiled for them, training would be slower.
+            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                 return self.teacher.call(network, x_t, t, condition)
 
         denoiser = Denoiser(call, teacher.schedule, teacher.parametrization)
@@ -267,9 +284,9 @@ class TrainingRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether export and page are those of the checkpoint that was loaded: a run may be killed before it writes them."""
-        page = self.directory / PAGE
-        if self._loaded is None or not page.exists():
+        """Whether export and page are those of the checkpoint that was loaded: a kill may have come before them."""
+        page, exports = self.directory / PAGE, [self.directory / FOLDERS[n] for n in self.networks() if n in FOLDERS]
+        if self._loaded is None or not page.exists() or not all(folder.exists() for folder in exports):
             return False
         return page.stat().st_mtime_ns >= (self._loaded / COMPLETE).stat().st_mtime_ns
 
@@ -286,16 +303,24 @@ class TrainingRun:
                 step=self.state.step,
                 metrics=last_metrics(self.directory),
             )
-            write_report(self.directory)
             self.metrics.say(f"done: {self.directory / PAGE}")
+        self.report()
+
+    def report(self) -> None:
+        """Write the page about the run; the main process does."""
+        if self.accelerator.is_main_process:
+            write_report(self.directory)
         self.accelerator.wait_for_everyone()
 
     @cached_property
     def _grid(self) -> SampleGrid:
         """Noises and prompts of the held-out pairs, whose pictures are there; without pairs the teacher is sampled."""
         runtime, loss, held_out = self.config.runtime, self.config.loss, self.data.held_out
-        if held_out is not None:
+        if self.data.target is not None:
             count = runtime.grid_samples
+            if held_out is None:  # then some that are trained on
+                held_out = self.data.read(Positions(0, range(count), range(0))).pairs
+                assert held_out is not None
             images = held_out.target[:count].float()
             if self.data.target == "x0":
                 with torch.no_grad():
@@ -314,16 +339,16 @@ class TrainingRun:
         return SampleGrid(self.teacher, inputs, self.generator.t)
 
     @torch.no_grad()
-    def _measure_held_out(self) -> None:
+    def _measure_held_out(self, name: str, network: nn.Module) -> None:
         """Distance between student and teacher on pairs that are never trained on; each process takes its share."""
         held_out = self.data.held_out
         if self.held_out_distance is None or held_out is None:
             return
-        generator = self.generator_of(self.student.network)
+        generator = self.generator_of(network)
         share = range(self.accelerator.process_index, len(held_out.prompts), self.accelerator.num_processes)
-        self.metrics.add("holdout/distance", 0.0, 0)
+        self.metrics.add(name, 0.0, 0)
         for i in share:
             z = held_out.noise[i : i + 1].to(self.teacher.device, torch.float32)
             target = held_out.target[i : i + 1].to(self.teacher.device)
             x0 = generator(z, self.conditions(held_out.prompts[i : i + 1]))
-            self.metrics.add("holdout/distance", self.held_out_distance(x0, target))
+            self.metrics.add(name, self.held_out_distance(x0, target))

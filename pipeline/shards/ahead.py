@@ -10,12 +10,16 @@ from typing import Generic, TypeVar
 
 _Value = TypeVar("_Value")
 
+_PATIENCE_S = 5.0
+"""How long the end waits for the value that is being made."""
+
 
 class Ahead(Generic[_Value]):
     """``make(key)``, one at a time in a background thread, of which the last few asked for are kept.
 
-    For one calling thread: only ``make`` runs in the background. That thread is a daemon, so that nothing waits for a
-    download when the process ends.
+    For one calling thread: only ``make`` runs in the background. That thread is a daemon, so that nothing waits long
+    for a download when the process ends; an idle one is waited for, since a thread that is still there while Python
+    takes itself down aborts the process when it lets go of an object of C++.
 
     Args:
         make: makes a value. What it raises is raised by :meth:`get`. The thread keeps it alive: it must not refer back
@@ -29,8 +33,9 @@ class Ahead(Generic[_Value]):
         self._discard = discard
         self._futures: OrderedDict[int, Future[_Value]] = OrderedDict()
         self._queue: SimpleQueue[tuple[int, Future[_Value]] | None] = SimpleQueue()
-        threading.Thread(target=_work, args=(self._queue, make), daemon=True).start()
-        weakref.finalize(self, _finish, self._queue, self._futures, discard)
+        thread = threading.Thread(target=_work, args=(self._queue, make), daemon=True)
+        thread.start()
+        weakref.finalize(self, _finish, thread, self._queue, self._futures, discard)
 
     def request(self, keys: Iterable[int]) -> None:
         """Have values made, if they are not there already."""
@@ -63,13 +68,15 @@ def _work(queue: "SimpleQueue[tuple[int, Future[_Value]] | None]", make: Callabl
 
 
 def _finish(
+    thread: threading.Thread,
     queue: "SimpleQueue[tuple[int, Future[_Value]] | None]",
     futures: OrderedDict[int, Future[_Value]],
     discard: Callable[[_Value], None],
 ) -> None:
-    queue.put(None)
     for future in futures.values():
         _drop(future, discard)
+    queue.put(None)
+    thread.join(_PATIENCE_S)
 
 
 def _drop(future: Future[_Value], discard: Callable[[_Value], None]) -> None:

@@ -85,6 +85,11 @@ def load(
     return StableDiffusionTeacher(config, device, compile=compile, channels_last=channels_last)
 
 
+def check_trainable(config: TeacherConfig) -> None:
+    """Raise UserError when a teacher has no network that a student could start from. Reads nothing."""
+    _with_network(config)
+
+
 def load_network(config: TeacherConfig) -> "nn.Module":
     """A trainable copy of the teacher's network: what a student and its fake score start as.
 

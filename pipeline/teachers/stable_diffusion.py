@@ -209,6 +209,7 @@ def read_network(kind: Any, folder: PipelineFolder, part: str, dtype: torch.dtyp
     Raises:
         UserError: some are missing.
     """
+    _without_progress_bars()
     network, report = kind.from_pretrained(
         folder.path,
         subfolder=part,
@@ -221,6 +222,15 @@ def read_network(kind: Any, folder: PipelineFolder, part: str, dtype: torch.dtyp
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{folder.path / part}: {len(missing)} weights are missing, {missing[0]} is one; copy it again")
     return network
+
+
+def _without_progress_bars() -> None:
+    """Loading takes seconds, and a bar for each part says nothing to whoever reads a log."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def _vae_dtype(folder: PipelineFolder, dtype: torch.dtype) -> torch.dtype:

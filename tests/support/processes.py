@@ -1,10 +1,13 @@
 """Run the trainer as a user does: processes of its own, one or several, killed or left to end."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +34,15 @@ def start_trainer(config: Path, output: Path, *arguments: object, processes: int
         text=True,
         start_new_session=True,
     )
+
+
+def kill_tree(process: "subprocess.Popen[str]") -> None:
+    """kill -9 of a process and all that it has started: a launcher gives its workers process groups of their own."""
+    parent = psutil.Process(process.pid)
+    for one in (parent, *parent.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]", timeout_s: float = 240) -> None:

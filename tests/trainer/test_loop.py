@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -304,7 +305,7 @@ def test_a_step_whose_gradient_is_not_finite_leaves_the_weights(trained_on, tmp_
         assert equal(before, run.student.network.state_dict())
         after = run.student.optimizer.state_dict()["state"]
         assert all(torch.equal(moments[i][name], after[i][name]) for i in moments for name in moments[i])
-        assert run.metrics.take(run.accelerator)["skipped_updates"] > 0
+        assert run.metrics.take(run.accelerator)["skipped_updates/student"] == 0.5
 
 
 def test_a_directory_of_another_run_is_refused_before_anything_is_loaded(trained_on, tmp_path, monkeypatch):
@@ -327,3 +328,56 @@ def test_pairs_of_another_guidance_are_refused_before_anything_is_loaded(trained
 def test_a_timestep_that_the_teacher_does_not_have_is_refused(trained_on, tmp_path, timestep):
     with pytest.raises(UserError, match=r"student\.timestep"):
         train(train_config(trained_on, tmp_path / "run", student={"timestep": timestep}))
+
+
+def test_a_mistake_that_shows_late_leaves_the_directory_as_it_was(trained_on, tmp_path):
+    with pytest.raises(UserError, match=r"student\.timestep"):
+        train(train_config(trained_on, tmp_path / "run", student={"timestep": 5000}))
+    train(train_config(trained_on, tmp_path / "run", student={"timestep": 399}, runtime={"steps": 1}))
+
+
+def test_checkpoints_that_are_gone_are_missed(trained_on, tmp_path):
+    config = train_config(trained_on, tmp_path / "run", runtime={"steps": 4, "checkpoint_every": 2})
+    train(config)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=r"checkpoints: has no checkpoint, though metrics\.jsonl tells of 4 steps"):
+        train(config)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_network_that_never_learns_stops_the_run(trained_on, tmp_path):
+    with opened(trained_on, tmp_path / "run", loss={"critic_steps_per_generator_step": 20}) as run:
+        regression = run.regression
+        run.regression = lambda x0, target: regression(x0, target) * torch.inf
+        loop.step(run)
+        with pytest.raises(RunStopped, match=r"100\.0% of the"):
+            run.log()
+
+
+def test_without_held_out_pairs_the_grid_shows_others(trained_on, tmp_path):
+    data, loss = {"holdout": 0}, {"dm_weight": 0.0}
+    train(train_config(trained_on, tmp_path / "run", data=data, loss=loss, runtime={"steps": 1}))
+    assert (tmp_path / "run" / "grids" / "step_0000001.png").exists()
+    assert "holdout/distance" not in metrics(tmp_path / "run")[-1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float16", "float32"), ("float16", "bfloat16"), ("bfloat16", "float32")]
+)
+def test_a_teacher_that_rounds_otherwise_than_its_fake_score_is_refused(trained_on, tmp_path, dtype, precision):
+    teacher = {"kind": "stable_diffusion", "path": str(trained_on / "teacher"), "dtype": dtype}
+    with pytest.raises(ValueError, match=r"teacher\.dtype"):
+        train_config(trained_on, tmp_path / "run", teacher=teacher, precision=precision)
+
+
+@pytest.mark.parametrize("micro_batch", [2, 8])
+def test_the_size_of_a_micro_batch_changes_rounding_only(trained_on, tmp_path, micro_batch):
+    lines = []
+    for size in (1, micro_batch):
+        runtime = {"steps": 1, "log_every": 1, "micro_batch": size}
+        output = tmp_path / f"micro-batch-{size}"
+        train(train_config(trained_on, output, batch={"regression": 8}, runtime=runtime))
+        timed = ("time", "seconds_per_step", "images_per_second", "data_wait_share")
+        lines.append({name: value for name, value in metrics(output)[0].items() if name not in timed})
+    assert lines[0] == pytest.approx(lines[1], rel=1e-3, abs=1e-5)

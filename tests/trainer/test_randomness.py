@@ -33,9 +33,8 @@ def test_a_sample_draws_the_same_in_any_company(samples, data):
     for group in (samples, some):
         draws = derived(group)
         numbers = draws.integers(0, 999, len(group))
-        both.append(
-            dict(zip(group, zip(numbers.tolist(), draws.normal(torch.Size((len(group), 3))).tolist()), strict=True))
-        )
+        noise = draws.normal(torch.Size((len(group), 3)))
+        both.append({sample: (numbers[i].item(), noise[i].tolist()) for i, sample in enumerate(group)})
     assert all(both[0][sample] == both[1][sample] for sample in some)
 
 

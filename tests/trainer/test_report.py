@@ -13,7 +13,7 @@ from trainer import curves
 from trainer.checkpoints.checkpoints import Checkpoints
 from trainer.curves import draw_curves
 from trainer.report import write_report
-from trainer.run_directory import claim
+from trainer.run_directory import begin
 from trainer.tracking.metrics_file import MetricsFile
 
 
@@ -26,7 +26,7 @@ def config(tmp_path):
 @pytest.fixture
 def run_dir(tmp_path, config):
     """A run that has just begun."""
-    claim(tmp_path, config, train_spec(config))
+    begin(tmp_path, config, train_spec(config))
     return tmp_path
 
 
@@ -105,7 +105,7 @@ def test_regression_alone_has_no_critic_and_no_pairs_no_table(tmp_path):
         spec = train_spec(config)
         if "regression_weight" in loss:
             spec = spec.model_copy(update={"data": ()})
-        claim(folder, config, spec)
+        begin(folder, config, spec)
         text = page(folder)
         assert present in text
         about = re.sub(r"\| batch \|.*", "", text)

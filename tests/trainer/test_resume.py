@@ -5,8 +5,7 @@ import signal
 
 import pytest
 import torch
-from support.processes import start_trainer, wait_for
-from support.stage import kill
+from support.processes import kill_tree, start_trainer, wait_for
 from support.training import metrics, tensors, train_config, train_settings, write_config
 
 from trainer.loop import train
@@ -37,7 +36,7 @@ def finish(process):
 def stop_after(step, process, run_dir):
     """Kill a run once a checkpoint is there, and take away what it made beyond."""
     wait_for(run_dir / "checkpoints" / f"step_{step:07d}", process)
-    kill(process)
+    kill_tree(process)
     assert process.returncode == -signal.SIGKILL
     for later in (run_dir / "checkpoints").glob("step_*"):
         if later.name > f"step_{step:07d}":

@@ -60,7 +60,7 @@ def test_sigterm_saves_between_two_steps_and_is_no_failure(trained_on, tmp_path)
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
     assert code == 0, err
-    assert "stopped after step" in out
+    assert "stopped by SIGTERM after step" in out
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert json.loads((checkpoint / "trainer_state.json").read_bytes())["step"] == metrics(tmp_path / "run")[-1]["step"]
     assert (checkpoint / "COMPLETE").exists()

@@ -8,7 +8,13 @@ from configs.errors import UserError
 from configs.schema import MixtureTeacherConfig
 from configs.train_schema import TrainConfig, TrainSpec
 from pipeline import teachers
-from trainer.run_directory import claim, locked
+from trainer.run_directory import begin, check, locked
+
+
+def claim(run_dir, config, spec):
+    check(run_dir, spec)
+    begin(run_dir, config, spec)
+
 
 CONFIG = TrainConfig.model_validate(
     {"output": "run", "teacher": {"kind": "mixture"}, "data": {"pairs": "/pairs"}, "loss": {"regression": "l2"}}

@@ -82,7 +82,10 @@ def damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if (size := (folder / name).stat().st_size) != expected.bytes:
             return f"{name} has {size:,} bytes, not {expected.bytes:,}"
-    digests = _digests([folder / name for name in seal.files])
+    try:
+        digests = _digests([folder / name for name in seal.files])
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
     return next((f"{name} is not what was written" for name in seal.files if digests[name] != seal.files[name]), None)
 
 

@@ -64,7 +64,11 @@ class MicroBatchLoader(Iterator[MicroBatch]):
             collate_fn=_as_it_is,
         )
         before, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
-        self._batches: Iterator[MicroBatch | Exception] | None = iter(loader)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # inherited: workers begin deaf to them
+        try:
+            self._batches: Iterator[MicroBatch | Exception] | None = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         self._workers: set[BaseProcess] = set(multiprocessing.active_children()) - before
         with suppress(ValueError):  # signals are the main thread's, and so is PyTorch's handler
             signal.signal(signal.SIGCHLD, handler)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.errors import RunStopped
+from configs.errors import RunStopped, UserError
 from configs.train_schema import TrainConfig
 from pipeline.prompts import PromptTable
 from pipeline.shards.ahead import Ahead
@@ -78,7 +78,7 @@ class PromptStream:
 
     def __init__(self, config: TrainConfig, datasets: Sequence[PairReader]) -> None:
         if config.data.prompts is not None:
-            self._readers = [PromptReader(PromptTable.open(*Storage.of_file(config.data.prompts)), None, config.seed)]
+            self._readers = [PromptReader(_table(config.data.prompts), None, config.seed)]
             weights = [1.0]
         else:
             self._readers = [PromptReader(_table_of(dataset), dataset.prompt_rows, config.seed) for dataset in datasets]
@@ -112,6 +112,15 @@ class PromptStream:
             }
             for reader, taken in zip(self._readers, self._mixture.before(position), strict=True)
         ]
+
+
+def _table(path: str) -> PromptTable:
+    """The table that ``data.prompts`` names."""
+    try:
+        return PromptTable.open(*Storage.of_file(path))
+    except UserError as error:
+        reason = str(error).rpartition(": ")[2]
+        raise UserError(f"data.prompts: {path}: {reason}; make a table with stages/prepare_prompts.py") from None
 
 
 def _table_of(dataset: PairReader) -> PromptTable:

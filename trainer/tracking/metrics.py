@@ -9,7 +9,7 @@ A log line is about the steps since the one before: means over all samples of al
 
     NAME_share          share of the time spent in ``timed(NAME)``, mean over processes
     images_per_second   samples that the student learnt from, of all processes together
-    seconds_per_step    wall time; sample grids and checkpoints are part of it
+    seconds_per_step    wall time; what is done ``apart``, such as sample grids and checkpoints, is no part of it
     peak_memory_gb      most memory allocated on a GPU since the process began, mean over processes
 """
 
@@ -61,6 +61,15 @@ class Metrics(Means):
             yield
         finally:
             self._seconds[name] += time.monotonic() - started
+
+    @contextmanager
+    def apart(self) -> Generator[None]:
+        """Leave the time that the body takes out of all rates and shares: it is no part of a step."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - started
 
     def tick(self, step: int) -> None:
         """Show that ``step`` steps are done. Cheap."""

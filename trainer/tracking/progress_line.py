@@ -40,7 +40,9 @@ class ProgressLine:
         self._bar.set_postfix_str(" | ".join(self._parts()), refresh=False)
 
     def say(self, message: str) -> None:
-        """Print a line, above the bar if there is one."""
+        """Print a line, above the bar if there is one, and after the steps that are done."""
+        if self._bar.disable and self._step > self._shown_step:
+            self._print()
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
 

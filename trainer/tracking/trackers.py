@@ -1,12 +1,15 @@
 """Trackers besides ``metrics.jsonl``, through accelerate: TensorBoard files in the run directory, Weights & Biases."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError
 from configs.train_schema import TrainConfig
+from trainer.run_directory import RUN
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,9 +36,11 @@ def start_trackers(accelerator: "Accelerator", config: TrainConfig, step: int) -
         config: shown with the run.
         step: the step that the run goes on from: TensorBoard is told to forget what it has of later ones.
     """
-    accelerator.init_trackers(
-        PROJECT, config=flatten(config.model_dump(mode="json")), init_kwargs={"tensorboard": {"purge_step": step + 1}}
-    )
+    options: dict[str, Any] = {"tensorboard": {"purge_step": step + 1}}
+    if "wandb" in config.runtime.trackers:  # one run there, however often it goes on here
+        identity = hashlib.sha256((Path(config.output) / RUN).read_bytes()).hexdigest()[:16]
+        options["wandb"] = {"dir": config.output, "id": identity, "resume": "allow"}
+    accelerator.init_trackers(PROJECT, config=flatten(config.model_dump(mode="json")), init_kwargs=options)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:

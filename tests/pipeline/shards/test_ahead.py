@@ -70,3 +70,13 @@ def test_an_error_is_raised_where_the_value_is_asked_for():
     with pytest.raises(ValueError, match="no 2"):
         ahead.get(2)
     assert discarded == []
+
+
+def test_its_thread_has_ended_when_it_is_gone():
+    # A thread that outlives the interpreter aborts the process when it drops an object of C++.
+    before = set(threading.enumerate())
+    ahead = Ahead(lambda key: key, capacity=2, discard=lambda value: None)
+    assert ahead.get(1) == 1
+    (thread,) = set(threading.enumerate()) - before
+    del ahead
+    assert not thread.is_alive()
