@@ -41,7 +41,7 @@ class Trainable:
         self.prepared: nn.Module = accelerator.prepare(network)
         """What to call: gradients of this one are shared among processes, and its calls have the run's precision."""
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=lr, betas=config.betas, weight_decay=config.weight_decay
+            network.parameters(), lr=lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self._accelerator = accelerator
         self._config = config

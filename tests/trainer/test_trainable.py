@@ -42,7 +42,7 @@ def test_an_update_is_that_of_adamw_on_the_clipped_gradient():
     config = OptimizerConfig(warmup_steps=4, max_grad_norm=0.01, weight_decay=0.1, betas=(0.8, 0.9))
     trainable = Trainable(Accelerator(cpu=True), linear(), config, 0.1)
     reference = linear()
-    optimizer = torch.optim.AdamW(reference.parameters(), lr=1.0, betas=(0.8, 0.9), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=1.0, betas=(0.8, 0.9), weight_decay=0.1, fused=True)
     for step in range(6):
         norm, _ = turn(trainable, batch(step), 1, step)
         optimizer.zero_grad()
