@@ -37,7 +37,7 @@ def train(config: TrainConfig) -> None:
         RunStopped: the run cannot go on: what it has learnt is in the last checkpoint.
     """
     with StopSignal() as stop, build(config) as run:
-        if run.state.step >= config.runtime.steps and run.is_finished:
+        if run.state.step >= config.runtime.steps and run.is_finished():
             run.metrics.say(f"{run.directory}: {run.state.step} steps are done, nothing left to do")
             return
         run.metrics.say(f"{run.directory}: {run.state.step} of {config.runtime.steps} steps are done")

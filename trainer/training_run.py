@@ -32,7 +32,7 @@ from trainer.data.positions import Positions
 from trainer.data.training_data import MicroBatch, TrainingData
 from trainer.dmd import DistributionMatching
 from trainer.ema import StudentEma
-from trainer.export import FOLDERS, export
+from trainer.export import CARD, FOLDERS, export
 from trainer.randomness import DerivedDraws
 from trainer.regression import Distance
 from trainer.report import PAGE, write_report
@@ -282,13 +282,21 @@ class TrainingRun:
         denoiser = Denoiser(call, teacher.schedule, teacher.parametrization)
         return OneStepGenerator(denoiser, teacher.schedule, self.generator.t)
 
-    @property
     def is_finished(self) -> bool:
-        """Whether export and page are those of the checkpoint that was loaded: a kill may have come before them."""
-        page, exports = self.directory / PAGE, [self.directory / FOLDERS[n] for n in self.networks() if n in FOLDERS]
-        if self._loaded is None or not page.exists() or not all(folder.exists() for folder in exports):
-            return False
-        return page.stat().st_mtime_ns >= (self._loaded / COMPLETE).stat().st_mtime_ns
+        """Whether the exports are those of the checkpoint that was loaded: a kill may have come before them.
+
+        The main process looks, and tells the others: it may be writing them when they look.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        found = [self._loaded is not None and (self.directory / PAGE).exists() and self._are_exported(self._loaded)]
+        broadcast_object_list(found)
+        return found[0]
+
+    def _are_exported(self, checkpoint: Path) -> bool:
+        cards = [self.directory / FOLDERS[name] / CARD for name in self.networks() if name in FOLDERS]
+        since = (checkpoint / COMPLETE).stat().st_mtime_ns
+        return all(card.exists() and card.stat().st_mtime_ns >= since for card in cards)
 
     def finish(self) -> None:
         """Export the student and write the page about the run; the main process does."""

@@ -1,6 +1,7 @@
 """The trainer as a command: exit codes, messages, signals, and what lies there afterwards."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,10 @@ def test_a_run_that_was_killed_before_it_exported_is_finished_by_the_same_comman
         shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
     train(config)
     assert page.exists()
+    card = tmp_path / "run" / "export_ema" / "README.md"
+    os.utime(card, ns=(0, 0))  # as if it were that of an earlier checkpoint
+    train(config)
+    assert card.stat().st_mtime_ns > 0
     assert (tmp_path / "run" / "export" / "model_index.json").exists()
     assert "nothing left to do" not in capsys.readouterr().out
 
