@@ -5,7 +5,6 @@ networks and batch: the student forward and backward, teacher and fake score for
 backward. ``bench_memory`` runs each recipe in a process of its own and reports how far its resident memory rose.
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -118,10 +117,17 @@ def _rise(folder: Path, number: int) -> float:
     recipe = list(RECIPES.values())[number]
     config = TrainConfig.model_validate(settings(folder, folder / f"run-{number}", **recipe))
     with build(config) as run:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        before = _resident("VmRSS")
         for _ in range(3):
             step(run)
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+        return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> float:
+    """MB of resident memory: VmRSS now, VmHWM at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
 
 
 if __name__ == "__main__":
