@@ -166,7 +166,7 @@ def test_actors_follow_a_cluster_that_grows_and_shrinks(truth, tmp_path):
         assert any(f"workers {count}," in line for line in process.stdout), process.stderr.read()
 
     with ray_head(num_cpus=1, num_gpus=0) as small:
-        endless = ["--spec.sampler.steps", 1000, "--runtime.progress_period_s", 0.5]
+        endless = ["--spec.sampler.steps", 4000, "--runtime.progress_period_s", 0.5]
         process = stage.start(*generate(truth, root, *endless), ray_address=small.address)
         try:
             wait_for_workers(1)
