@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from configs.errors import UserError, did_you_mean
 from configs.flags import Flags
 from configs.schema import Model
-from configs.sections import Tree, merge, open_required, variants
+from configs.sections import Tree, entries, merge, open_required, variants
 from configs.yaml_file import read_layers, to_yaml
 
 M = TypeVar("M", bound=Model)
@@ -122,14 +122,20 @@ def _locate(model: type[Model], location: Sequence[int | str]) -> tuple[list[int
             inner, choices = choices[part], {}
         elif inner is None:  # inside a plain value
             break
+        elif isinstance(part, int):  # the number of an entry in a list of sections
+            keys.append(part)
         else:
             keys.append(part)
             beside = list(inner.model_fields)
             field = inner.model_fields.get(str(part))
-            choices = variants(field) if field else {}
+            choices = (variants(field) or entries(field)) if field else {}
             inner = choices.pop(None, None)
     return keys, beside
 
 
 def _holds(tree: object, keys: Sequence[int | str]) -> bool:
-    return not keys or (isinstance(tree, dict) and keys[0] in tree and _holds(tree[keys[0]], keys[1:]))
+    if not keys:
+        return True
+    if isinstance(tree, list) and isinstance(keys[0], int):
+        return keys[0] < len(tree) and _holds(tree[keys[0]], keys[1:])
+    return isinstance(tree, dict) and keys[0] in tree and _holds(tree[keys[0]], keys[1:])

@@ -30,6 +30,12 @@ def variants(field: FieldInfo) -> dict[str | None, type[Model]]:
     return {model.model_fields[tag].default if tag else None: model for model in models}
 
 
+def entries(field: FieldInfo) -> dict[str | None, type[Model]]:
+    """What fills a list of sections, as :func:`variants` has it: {None: model}; nothing for any other field."""
+    inner = get_args(field.annotation)[0] if get_origin(field.annotation) is tuple else None
+    return {None: inner} if isinstance(inner, type) and issubclass(inner, Model) else {}
+
+
 def section(field: FieldInfo, values: object) -> type[Model] | None:
     """The model that fills ``field`` when it holds ``values``; None for a plain value or when the tag does not say."""
     tag = tag_of(field)

@@ -17,11 +17,10 @@ class StudentEma:
     Args:
         network: the student, float32, before anything wraps it: a copy of wrapped calls would call the original.
         decay: per step, in (0, 1).
-        device: where the average is kept; None is where the student is.
     """
 
-    def __init__(self, network: nn.Module, decay: float, device: torch.device | None = None) -> None:
-        self._average = AveragedModel(network, device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self._average.eval().requires_grad_(False)
         # AveragedModel takes its first update as the start. Ours is the network it was made from, or whatever has been
         # loaded since: then a run that goes on from a checkpoint needs no counter.

@@ -3,9 +3,9 @@
 One step is a plan of turns. In each turn one network learns from every micro-batch of the step's batch and is updated
 once:
 
-    turn 0     student      x0 = G(z); distribution matching, and regression on pairs       (Algorithm 1, lines 4 to 10)
-               fake score   on the same x0, as they were before the update                 (Algorithm 1, lines 11 to 14)
-    turn 1 ..  fake score   on fresh samples, with a two-time-scale rule                    (Yin et al. 2024b, Sec. 4.2)
+    turn 0     student      x0 = G(z); distribution matching, and regression on pairs                     (Algorithm 1)
+               fake score   on the same x0, as they were before the update                                (Algorithm 1)
+    turn 1 ..  fake score   on fresh samples: the two-time-scale rule                               (Yin et al. 2024b)
 
 Steps are steps of the student; those of the fake score are counted apart. A step that is done is a function of the step
 before, the seed and the data: nothing else is carried from one to the next, so a run may end after any of them.

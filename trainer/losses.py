@@ -22,7 +22,7 @@ SMALLEST_WEIGHT = 1e-6
 
 
 def distribution_matching_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
-    """The direction in which a sample's likelihood ratio of fake to real grows (Algorithm 2, lines 9 to 11).
+    """The direction in which a sample's likelihood ratio of fake to real grows (Algorithm 2).
 
         g = (x0_fake - x0_real) / mean |x0 - x0_real|
 
@@ -42,7 +42,7 @@ def distribution_matching_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor)
 
 
 def distribution_matching_loss(x0: Tensor, gradient: Tensor) -> Tensor:
-    """A number whose gradient with respect to x0 is ``gradient`` / number of elements (Algorithm 2, line 12).
+    """A number whose gradient with respect to x0 is ``gradient`` / number of elements (Algorithm 2).
 
         L = 1/2 mean (x0 - stopgrad(x0 - g))^2,        dL/dx0 = g / (B * elements of a sample)
 

@@ -63,7 +63,8 @@ def build_regression(
         target: what the second argument of the result will be: x0 as stored, or an image that needs no decoding.
 
     Returns:
-        (student's x0, target) -> loss of each sample, (B,), float32. The target may be float16, as stored.
+        (student's x0, target) -> loss of each sample, (B,), float32. The target may be as it is read: float16, on the
+        CPU.
 
     Raises:
         UserError: LPIPS without its weights.
@@ -77,7 +78,7 @@ def build_regression(
 
     def regression(x0: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(x0.device.type, enabled=False):
-            y = y.detach().float()
+            y = y.detach().to(x0.device, torch.float32)
             if decode is None:
                 return distance(x0, y)
             with torch.no_grad():

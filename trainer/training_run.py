@@ -357,6 +357,5 @@ class TrainingRun:
         self.metrics.add(name, 0.0, 0)
         for i in share:
             z = held_out.noise[i : i + 1].to(self.teacher.device, torch.float32)
-            target = held_out.target[i : i + 1].to(self.teacher.device)
             x0 = generator(z, self.conditions(held_out.prompts[i : i + 1]))
-            self.metrics.add(name, self.held_out_distance(x0, target))
+            self.metrics.add(name, self.held_out_distance(x0, held_out.target[i : i + 1]))

@@ -49,6 +49,13 @@ class Mixture:
             found.append((source, number * int(self._counts[source]) + int(ranks[place])))
         return found
 
+    def by_source(self, positions: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+        """What each source gives to a batch: {source: [(place in the batch, position within that source), ...]}."""
+        entries: dict[int, list[tuple[int, int]]] = {}
+        for place, (source, position) in enumerate(self.locate(positions)):
+            entries.setdefault(source, []).append((place, position))
+        return entries
+
     def before(self, position: int) -> list[int]:
         """How many of the positions before this one each source takes: where each of them goes on."""
         number, place = divmod(position, CYCLE)

@@ -4,6 +4,7 @@ import hashlib
 import math
 import urllib.error
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -279,3 +280,13 @@ def test_only_lpips_asks_for_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
     check_regression(LossConfig(regression="l2"))
     check_regression(LossConfig(regression_weight=0))
     build_regression(LossConfig(regression="pseudo_huber"), None, CPU)
+
+
+@pytest.mark.parametrize("target", ["x0", "image"])
+def test_a_target_comes_to_the_device_of_the_students_sample(target, monkeypatch):
+    # Pairs are read on the CPU; a sample on the meta device meets a tensor of no other. It knows no autocast.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    loss = LossConfig(regression="l2", regression_space="pixels")
+    regression = build_regression(loss, lambda x0: 2 * x0, torch.device("meta"), target)
+    distance = regression(torch.empty(2, 3, 4, 4, device="meta"), torch.zeros(2, 3, 4, 4, dtype=torch.float16))
+    assert (distance.device.type, distance.dtype) == ("meta", torch.float32)

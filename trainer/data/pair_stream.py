@@ -62,9 +62,7 @@ class PairStream:
 
     def read(self, positions: Sequence[int]) -> PairBatch:
         """The pairs at some positions, in the order given. Raises as :meth:`PairReader.read`."""
-        places: dict[int, list[tuple[int, int]]] = {}
-        for place, (source, position) in enumerate(self._mixture.locate(positions)):
-            places.setdefault(source, []).append((place, position))
+        places = self._mixture.by_source(positions)
         parts = [self.readers[source].read([at for _, at in entries]) for source, entries in places.items()]
         return _concatenate(parts, [place for entries in places.values() for place, _ in entries])
 

@@ -91,11 +91,8 @@ class PromptStream:
 
     def read(self, positions: Sequence[int]) -> list[str]:
         """The prompts at some positions, in the order given. Raises as :meth:`PromptReader.read`."""
-        places: dict[int, list[tuple[int, int]]] = {}
-        for place, (source, position) in enumerate(self._mixture.locate(positions)):
-            places.setdefault(source, []).append((place, position))
         prompts = [""] * len(positions)
-        for source, entries in places.items():
+        for source, entries in self._mixture.by_source(positions).items():
             found = self._readers[source].read([at for _, at in entries])
             for (place, _), prompt in zip(entries, found, strict=True):
                 prompts[place] = prompt
