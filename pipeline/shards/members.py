@@ -14,6 +14,7 @@ plain ``.npy``: no member needs, or is ever read with, pickle.
 import io
 import json
 import tarfile
+import threading
 import tokenize
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,10 @@ from pipeline.shards.layout import IndexRow
 
 PREVIEW_PIXELS = 192
 """Longest side of a preview."""
+
+_PARSING = threading.Lock()
+"""NumPy reads an array's header with ``ast.literal_eval``, whose depth CPython 3.11 counts once for all threads: when a
+garbage-collection callback lets another thread in, a sound header ends in a SystemError."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,8 @@ def decode_array(data: bytes) -> NDArray[np.generic]:
         ValueError: it is none, or would need pickle.
     """
     try:
-        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        with _PARSING:
+            return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except (TypeError, tokenize.TokenError) as error:  # what numpy makes of some damaged headers
         raise ValueError(f"no array: {error}") from None
 
