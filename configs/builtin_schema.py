@@ -34,8 +34,6 @@ class BuiltinConfig(Model):
     """Torch device; None takes a GPU if there is one."""
     save_every_steps: PositiveInt = 250
     """Steps between checkpoints; at most so many are lost by a kill."""
-    note: str = ""
-    """A line for the model card, such as the commit it was made at."""
 
 
 class BuiltinTeacherConfig(BuiltinConfig):

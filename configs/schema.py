@@ -9,7 +9,7 @@ Two kinds of model live here, and the difference matters:
 * *How and where it is computed* (``TeacherConfig`` paths, ``PairsLayout``, ``PairsRuntime``). Never hashed.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import tyro
 from pydantic import (
@@ -58,7 +58,8 @@ class StableDiffusionTeacherConfig(Model):
     kind: Literal["stable_diffusion"] = "stable_diffusion"
     """Discriminator."""
     path: str
-    """A diffusers pipeline folder, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    """A diffusers pipeline folder, a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5, or builtin: the small
+    teacher that ships with the package."""
     revision: str | None = None
     """Hub revision: a commit hash for a reproducible run. Not allowed for a folder."""
     variant: str | None = None
@@ -250,44 +251,49 @@ class PairsLayout(Model):
     """Samples of one shard: the unit of work, of retry and of completion."""
 
 
-class PairsRuntime(Model):
-    """How the work is carried out. Never part of the identity: change any of it between two runs of one output."""
+class WorkersRuntime(Model):
+    """Where workers run, and when a shard is given up. Never part of an identity: change any of it between two runs."""
 
     executor: Literal["ray", "in-process"] = "ray"
     """ray: actors on a cluster. in-process: a plain loop in this process, no Ray needed."""
-    batch_size: PositiveInt = 16
-    """Samples of one call of the teacher's sampler."""
     actors: PositiveInt | None = None
     """Number of Ray actors; None: as many as the cluster has room for, followed as it grows and shrinks. A number
     above the room there is makes an autoscaler add nodes."""
     cpus_per_actor: PositiveFloat = 1.0
     """CPUs of one actor; also its number of torch threads (at least 1)."""
     gpus_per_actor: NonNegativeFloat = 0.0
-    """GPUs of one actor; 0.5 puts two actors on a GPU, 0 samples on the CPU."""
+    """GPUs of one actor; 0.5 puts two actors on a GPU, 0 works on the CPU."""
     wait_for_resources_s: NonNegativeFloat = 0.0
     """Seconds to wait for nodes when the cluster has no room for one actor yet; its autoscaler is asked for it."""
+    max_errors_per_shard: PositiveInt = 3
+    """A shard that raised so often is given up with its reason; the run goes on and ends with exit code 1."""
+    max_crashes_per_shard: PositiveInt = 10
+    """A shard whose actor died so often (node lost, preempted, out of memory) is given up."""
+    progress_period_s: PositiveFloat = 10.0
+    """Seconds between progress lines when the output is not a terminal."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+            raise ValueError(f"gpus_per_actor {self.gpus_per_actor:g} must be at most 1, or whole")
+        return self
+
+
+class PairsRuntime(WorkersRuntime):
+    """How pairs are made. Never part of the identity: change any of it between two runs of one output."""
+
+    batch_size: PositiveInt = 16
+    """Samples of one call of the teacher's sampler."""
     compile: bool = False
     """torch.compile the network."""
     channels_last: bool = False
     """Use the channels_last memory format."""
-    max_errors_per_shard: PositiveInt = 3
-    """A shard that raised so often is parked with its reason; the run goes on and ends with exit code 1."""
-    max_crashes_per_shard: PositiveInt = 10
-    """A shard whose actor died so often (node lost, preempted, out of memory) is parked."""
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run stops when a larger share of the samples is rejected (not finite, constant or of a wrong shape)."""
     temp_dir: str | None = None
     """Node-local folder for shards being written; None is the system's temporary folder."""
     lease_period_s: PositiveFloat = 10.0
     """Seconds between heartbeats of the lease that keeps two runs off one output; stale after three periods."""
-    progress_period_s: PositiveFloat = 10.0
-    """Seconds between progress lines when the output is not a terminal."""
-
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> "PairsRuntime":
-        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
-            raise ValueError(f"gpus_per_actor {self.gpus_per_actor:g} must be at most 1, or whole")
-        return self
 
 
 # ----------------------------------------------------------------------------------------------- one per script

@@ -62,7 +62,10 @@ def fit(
         done = step + 1
         if done % _REPORT_EVERY == 0 or done == config.steps:
             pace = len(losses) / (time.monotonic() - since)
-            print(f"{checkpoint.stem} {done}/{config.steps}  loss {sum(losses) / len(losses):.5f}  {pace:.2f} steps/s", flush=True)
+            print(
+                f"{checkpoint.stem} {done}/{config.steps}  loss {sum(losses) / len(losses):.5f}  {pace:.2f} steps/s",
+                flush=True,
+            )
             since, losses = time.monotonic(), []
         if done % save_every_steps == 0 or done == config.steps:
             _save({"step": done, **{name: part.state_dict() for name, part in parts.items()}}, checkpoint)

@@ -110,7 +110,11 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
         raise UserError(f"data: {path} cannot be read ({error}); copy it again") from None
     rank = 1 + len(shape)
     sizes = np.frombuffer(content, ">i4", count=rank, offset=4).tolist() if len(content) >= 4 + 4 * rank else []
-    if content[:4] != bytes((0, 0, 8, rank)) or tuple(sizes[1:]) != shape or len(content) != 4 + 4 * rank + np.prod(sizes):
+    if (
+        content[:4] != bytes((0, 0, 8, rank))
+        or tuple(sizes[1:]) != shape
+        or len(content) != 4 + 4 * rank + np.prod(sizes)
+    ):
         raise UserError(f"data: {path} is no file of Fashion-MNIST; copy it again")
     array = np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes)
     if rank == 1 and array.max(initial=0) >= len(GARMENTS):

@@ -1,17 +1,20 @@
 """The parts of the built-in teacher: a miniature of Stable Diffusion, of the same classes, 5.5 M parameters.
 
-    autoencoder    (3, 32, 32) <-> (4, 8, 8), a quarter of each side where Stable Diffusion has an eighth
-    text encoder   16 tokens of 128 numbers
-    UNet           8x8 and 4x4, text read at 4x4
-    schedule       Stable Diffusion's own: scaled linear betas, 1000 timesteps, eps
+autoencoder    (3, 32, 32) <-> (4, 8, 8), a quarter of each side where Stable Diffusion has an eighth
+text encoder   16 tokens of 128 numbers
+UNet           8x8 and 4x4, text read at 4x4
+schedule       Stable Diffusion's own: scaled linear betas, 1000 timesteps, eps
 """
 
 import json
+import re
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -21,7 +24,7 @@ TOKENS = 16
 """Longest caption, with its two marks."""
 WIDTH = 128
 """Numbers a token becomes."""
-_START, _END = "<|startoftext|>", "<|endoftext|>"
+_WORD_END = "</w>"
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
@@ -30,20 +33,41 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     Args:
         folder: gets ``vocab.json`` and ``merges.txt``.
     """
-    grown = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    grown.normalizer = normalizers.Lowercase()
-    grown.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
-    grown.train_from_iterator(vocabulary(), trainer)
-    merges = [tuple(merge) for merge in json.loads(grown.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(merge) for merge in merges), _START, _END]
+    merges = _merges(sorted({word for text in vocabulary() for word in re.findall(r"[a-z]+|-", text)}))
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + _WORD_END for letter in letters), *map("".join, merges), "<|startoftext|>"]
+    tokens.append("<|endoftext|>")  # the largest id, by which encoders find it
     folder.mkdir(parents=True, exist_ok=True)
-    ids = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
+    ids = {token: place for place, token in enumerate(tokens)}
     (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    lines = ["#version: 0.2", *map(" ".join, merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+
+
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Join the pair that occurs most often, again and again (Sennrich et al. 2016, Algorithm 1); of equals the first.
+
+    The trainer of the tokenizers library breaks ties by chance, and weights trained with one vocabulary mean nothing
+    with another.
+    """
+    split = [[*word[:-1], word[-1] + _WORD_END] for word in words]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for symbols in split for pair in pairwise(symbols)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        split = [_joined(symbols, best) for symbols in split]
+    return merges
+
+
+def _joined(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    joined: list[str] = []
+    for symbol in symbols:
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
+        else:
+            joined.append(symbol)
+    return joined
 
 
 def autoencoder() -> AutoencoderKL:
@@ -95,7 +119,7 @@ class TextToImage(nn.Module):
         )
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """eps of noisy latents (B, 4, 8, 8) at times (B,), given (B, TOKENS) token ids."""
+        """Predict eps of noisy latents (B, 4, 8, 8) at times (B,), given (B, TOKENS) token ids."""
         condition = self.text_encoder(token_ids)[0]
         return self.unet(x_t, t, encoder_hidden_states=condition, return_dict=False)[0]
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from configs.errors import UserError
 from configs.schema import StableDiffusionTeacherConfig
+from pipeline.teachers import builtin
 
 PARTS = {
     "unet": ("UNet2DConditionModel",),
@@ -145,6 +146,8 @@ def _locate(config: StableDiffusionTeacherConfig) -> Path:
         if config.revision is not None:
             raise UserError(f"teacher.revision: only a hub id has revisions and {path} is a folder; leave it out")
         return path
+    if config.path == builtin.NAME:
+        return builtin.TEACHER
     if path.exists():
         raise UserError(f"teacher.path: {path} is a file; a diffusers pipeline folder or a hub id is needed")
     if config.path.startswith(("/", "~", ".")) or config.path.count("/") != 1:

@@ -209,7 +209,7 @@ def read_network(kind: Any, folder: PipelineFolder, part: str, dtype: torch.dtyp
     Raises:
         UserError: some are missing.
     """
-    _without_progress_bars()
+    hide_progress_bars()
     network, report = kind.from_pretrained(
         folder.path,
         subfolder=part,
@@ -224,7 +224,7 @@ def read_network(kind: Any, folder: PipelineFolder, part: str, dtype: torch.dtyp
     return network
 
 
-def _without_progress_bars() -> None:
+def hide_progress_bars() -> None:
     """Loading takes seconds, and a bar for each part says nothing to whoever reads a log."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
