@@ -14,7 +14,7 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[ray,train,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[ray,train,evaluate,dev]'
 	touch $(STAMP)
 
 # A Ray head of its own on free ports, the job, a check of the result; everything it started is stopped again.

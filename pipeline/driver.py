@@ -17,11 +17,16 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from configs.errors import RunStopped, UserError
-from pipeline.pairs import FULL_DISK, ShardResult
+from pipeline.pairs import FULL_DISK
 from pipeline.shards.writer import DamagedShard
+
+Result = TypeVar("Result")
+"""What a worker returns for a shard."""
+_Made = TypeVar("_Made", covariant=True)
+_Seen = TypeVar("_Seen", contravariant=True)
 
 MAX_FULL_DISK_ERRORS = 3
 """Errors of a full disk, without a commit between them, after which the run stops."""
@@ -31,8 +36,16 @@ MIN_WORKERS_IN_ERROR = 3
 """Workers that have to be among them, if there are so many."""
 
 
+class Worker(Protocol[_Made]):
+    """Brings shards to a commit. Calls may overlap, two at a time."""
+
+    def run(self, shard: int, attempt: int) -> _Made:
+        """Make a shard, or adopt it if it exists; ``attempt`` is 1 for the first try of a run."""
+        ...
+
+
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[Result]):
     """What became of one attempt at a shard. Exactly one of ``result`` and ``error`` is set.
 
     Attributes:
@@ -47,15 +60,15 @@ class Outcome:
 
     shard: int
     worker: str
-    result: ShardResult | None = None
+    result: Result | None = None
     error: BaseException | None = None
     details: str = ""
     crashed: bool = False
     lost_seconds: float = 0.0
 
 
-class Executor(Protocol):
-    """Something that runs ``PairWorker.run(shard, attempt)``, several at a time."""
+class Executor(Protocol[_Made]):
+    """Something that runs :meth:`Worker.run`, several at a time."""
 
     @property
     def in_flight(self) -> int:
@@ -75,7 +88,7 @@ class Executor(Protocol):
         """Start an attempt. Only when there is a free slot."""
         ...
 
-    def wait(self, timeout_s: float) -> list[Outcome]:
+    def wait(self, timeout_s: float) -> list[Outcome[_Made]]:
         """Outcomes since the last call; waits for at most ``timeout_s`` if there are none yet.
 
         Raises:
@@ -88,22 +101,22 @@ class Executor(Protocol):
         ...
 
 
-class Observer(Protocol):
+class Observer(Protocol[_Seen]):
     """Who is told what happens. May raise RunStopped to end the run."""
 
-    def committed(self, outcome: Outcome, result: ShardResult) -> None:
+    def committed(self, outcome: Outcome[_Seen], result: _Seen) -> None:
         """A shard exists now."""
         ...
 
-    def failed(self, outcome: Outcome, attempt: int) -> None:
+    def failed(self, outcome: Outcome[_Seen], attempt: int) -> None:
         """An attempt came to nothing and will be repeated."""
         ...
 
-    def parked(self, shard: int, outcome: Outcome, attempts: int, reason: str) -> None:
+    def parked(self, shard: int, outcome: Outcome[_Seen], attempts: int, reason: str) -> None:
         """A shard was given up for this run."""
         ...
 
-    def tick(self, executor: Executor, num_waiting: int) -> None:
+    def tick(self, executor: Executor[_Seen], num_waiting: int) -> None:
         """Called at least about once a second."""
         ...
 
@@ -133,9 +146,9 @@ class StopRequest:
 
 
 def drive(
-    executor: Executor,
+    executor: Executor[Result],
     shards: Iterable[int],
-    observer: Observer,
+    observer: Observer[Result],
     stop: StopRequest,
     *,
     max_errors_per_shard: int,
@@ -162,7 +175,7 @@ def drive(
     errors: Counter[int] = Counter()
     crashes: Counter[int] = Counter()
     parked: list[int] = []
-    in_a_row: list[Outcome] = []
+    in_a_row: list[Outcome[Result]] = []
     while executor.in_flight or (waiting and not stop.requested):
         if not stop.requested:
             for _ in range(executor.free_slots(len(waiting))):
@@ -191,7 +204,7 @@ def drive(
     return parked
 
 
-def _stop_if_nothing_works(in_a_row: list[Outcome], num_workers: int) -> None:
+def _stop_if_nothing_works(in_a_row: list[Outcome[Result]], num_workers: int) -> None:
     """Stop at errors that come one after the other, wherever and whatever the shard.
 
     Raises:

@@ -18,9 +18,10 @@ from configs.schema import GeneratePairsConfig, PairsSpec
 from pipeline import teachers
 from pipeline.card import write_card
 from pipeline.driver import Executor, StopRequest, drive
+from pipeline.executors import make_executor
 from pipeline.lease import Lease
 from pipeline.noise import check_noise_recipe
-from pipeline.pairs import FULL_DISK, PairWorker, preview_ids
+from pipeline.pairs import FULL_DISK, PairWorker, ShardResult, preview_ids
 from pipeline.plan import print_plan
 from pipeline.progress import Progress
 from pipeline.prompts import PromptTable, is_prompt_table, prepare_prompts
@@ -166,26 +167,14 @@ def _resolve(config: GeneratePairsConfig, prompts: PromptTable) -> Run:
     )
 
 
-def _executor(config: GeneratePairsConfig, run: Run, root: str) -> Executor:
+def _executor(config: GeneratePairsConfig, run: Run, root: str) -> Executor[ShardResult]:
     previews = frozenset(preview_ids(run.spec.num_samples))
     make_worker = partial(PairWorker, root, run.fingerprint, config.teacher, config.runtime, previews)
-    if config.runtime.executor == "ray":
-        try:
-            from pipeline.ray_executor import RayExecutor
-        except ModuleNotFoundError as error:
-            if error.name != "ray":
-                raise
-            raise UserError(
-                "runtime.executor: ray is not installed; pip install 'potstill[ray]' or choose in-process"
-            ) from None
-        return RayExecutor(make_worker, config.runtime)
-    from pipeline.in_process_executor import InProcessExecutor
-
-    return InProcessExecutor(make_worker, config.runtime)
+    return make_executor(make_worker, config.runtime)
 
 
 def _make_missing_shards(
-    config: GeneratePairsConfig, dataset: Dataset, executor: Executor, lease: Lease, stop: StopRequest
+    config: GeneratePairsConfig, dataset: Dataset, executor: Executor[ShardResult], lease: Lease, stop: StopRequest
 ) -> None:
     runtime, run = config.runtime, dataset.run
     missing = _missing(dataset)

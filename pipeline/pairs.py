@@ -105,7 +105,7 @@ class PairWorker:
         check_noise_recipe()
         threads = max(1, round(runtime.cpus_per_actor))
         torch.set_num_threads(threads)
-        self._dataset = _open_dataset(root, fingerprint)
+        self._dataset = open_shared_dataset(root, fingerprint)
         self._spec = self._dataset.run.spec
         self._prompts = PromptTable.open(self._dataset.storage, PROMPTS)
         if self._prompts.digest != self._spec.prompts_digest:
@@ -275,8 +275,12 @@ class PairWorker:
             writer.reject(sample.row)
 
 
-def _open_dataset(root: str, fingerprint: str) -> Dataset:
-    """The dataset at ``root`` as this machine sees it."""
+def open_shared_dataset(root: str, fingerprint: str) -> Dataset:
+    """The dataset at ``root`` as this machine sees it.
+
+    Raises:
+        UserError: it sees none, or another one.
+    """
     host = socket.gethostname()
     storage = Storage.open(root)
     if not storage.exists(RUN):

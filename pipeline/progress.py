@@ -75,7 +75,7 @@ class Progress:
         """Samples of this run that are stored or rejected."""
         return self._num_stored + self.num_rejected
 
-    def committed(self, outcome: Outcome, result: ShardResult) -> None:
+    def committed(self, outcome: Outcome[ShardResult], result: ShardResult) -> None:
         """Count a shard that exists now.
 
         Raises:
@@ -105,7 +105,7 @@ class Progress:
         )
         self._check_rejected()
 
-    def failed(self, outcome: Outcome, attempt: int) -> None:
+    def failed(self, outcome: Outcome[ShardResult], attempt: int) -> None:
         """Count an attempt that will be repeated."""
         self._lost_device_seconds += outcome.lost_seconds
         cause = "worker died" if outcome.crashed else type(outcome.error).__name__
@@ -113,7 +113,7 @@ class Progress:
         self.say(f"shard {outcome.shard}: attempt {attempt} came to nothing ({cause}: {_first_line(outcome.error)})")
         self._event("failed", shard=outcome.shard, worker=outcome.worker, attempt=attempt, cause=cause)
 
-    def parked(self, shard: int, outcome: Outcome, attempts: int, reason: str) -> None:
+    def parked(self, shard: int, outcome: Outcome[ShardResult], attempts: int, reason: str) -> None:
         """Count a shard that is given up for this run, and leave its note."""
         self._lost_device_seconds += outcome.lost_seconds
         self._parked[shard] = f"{type(outcome.error).__name__}: {_first_line(outcome.error)}"
@@ -123,7 +123,7 @@ class Progress:
         self.say(f"shard {shard}: parked after {attempts} attempts ({self._parked[shard]})")
         self._event("parked", shard=shard, worker=outcome.worker, attempts=attempts, reason=reason)
 
-    def tick(self, executor: Executor, num_waiting: int) -> None:
+    def tick(self, executor: Executor[ShardResult], num_waiting: int) -> None:
         """Show the state if it is time to, and write events out now and then.
 
         Raises:
@@ -192,7 +192,7 @@ class Progress:
             "lost_device_seconds": round(self._lost_device_seconds, 3),
         }
 
-    def _line(self, executor: Executor, num_waiting: int) -> str:
+    def _line(self, executor: Executor[ShardResult], num_waiting: int) -> str:
         done = self._num_before + self.num_finished
         elapsed = time.monotonic() - self._started
         window = min(elapsed, _WINDOW_S)

@@ -1,13 +1,13 @@
 """Shards on a Ray cluster. The only file that imports Ray.
 
-One actor holds one teacher; one call makes one shard; images never enter the object store. Why actors and an own
+One actor holds one worker; one call makes one shard; images never enter the object store. Why actors and an own
 ``ray.wait`` loop instead of Ray Data: a shard must be a fixed unit of work with its own commit, so that a driver that
 dies loses no finished shard and a retry cannot write a second copy under another name.
 
 * ``max_task_retries=0``: Ray never repeats a call by itself; the driver decides, and commits are idempotent anyway.
 * ``max_restarts=-1``: Ray brings a dead actor back wherever there is room. No shard is given to an actor before its
   ``load`` has returned, so none waits for a node that is gone.
-* ``max_concurrency``: two calls overlap in an actor, one sampling, one encoding and uploading.
+* ``max_concurrency``: two calls overlap in an actor, one at the device, one reading, or encoding and uploading.
 * Without ``runtime.actors`` their number follows the cluster: looked up every few seconds, grown and shrunk. With it,
   actors that find no room stay pending, which is what an autoscaler acts upon.
 * An actor that fails shard after shard, while others do not, rests and is then replaced.
@@ -20,16 +20,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
 
 from configs.errors import RunStopped, UserError
-from configs.schema import PairsRuntime
-from pipeline.driver import Outcome
-from pipeline.pairs import PairWorker, ShardResult
+from configs.schema import WorkersRuntime
+from pipeline.driver import Outcome, Result, Worker
 
 _SLOTS_PER_ACTOR = 2
 _LOOK_AT_CLUSTER_EVERY_S = 5.0
@@ -43,12 +42,12 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-class _Actor:
+class _Actor(Generic[Result]):
     """Holds a worker. Loading is a call of its own: an actor whose constructor raises cannot say why."""
 
-    def __init__(self, make_worker: Callable[[], PairWorker]) -> None:
+    def __init__(self, make_worker: Callable[[], Worker[Result]]) -> None:
         self._make_worker = make_worker
-        self._worker: PairWorker | None = None
+        self._worker: Worker[Result] | None = None
         self._loading = threading.Lock()
 
     def load(self) -> str:
@@ -57,7 +56,7 @@ class _Actor:
             self._worker = self._worker or self._make_worker()
         return ray.util.get_node_ip_address()
 
-    def run(self, shard: int, attempt: int) -> ShardResult:
+    def run(self, shard: int, attempt: int) -> Result:
         """Make one shard. An actor that Ray restarted behind the driver's back loads first."""
         if self._worker is None:
             self.load()
@@ -90,7 +89,7 @@ def connect() -> None:
         ray.init(log_to_driver=False, configure_logging=False)
 
 
-class RayExecutor:
+class RayExecutor(Generic[Result]):
     """Runs workers as actors on the cluster this process is connected to.
 
     Args:
@@ -101,7 +100,7 @@ class RayExecutor:
         UserError: the cluster has no room for a single actor.
     """
 
-    def __init__(self, make_worker: Callable[[], PairWorker], runtime: PairsRuntime) -> None:
+    def __init__(self, make_worker: Callable[[], Worker[Result]], runtime: WorkersRuntime) -> None:
         connect()
         self._make_worker = make_worker
         self._runtime = runtime
@@ -138,11 +137,11 @@ class RayExecutor:
         handle = min(self._able(), key=lambda handle: len(handle.running))
         handle.running[handle.actor.run.remote(shard, attempt)] = (shard, time.monotonic())
 
-    def wait(self, timeout_s: float) -> list[Outcome]:
+    def wait(self, timeout_s: float) -> list[Outcome[Result]]:
         """Outcomes since the last call; waits for at most ``timeout_s`` if there are none yet.
 
         Raises:
-            UserError: the first actor found a mistake of the user's, such as another teacher at the given path.
+            UserError: the first actor found a mistake of the user's, such as other weights at the given path.
             RunStopped: no actor can be brought up.
         """
         owners: dict[Any, _Handle] = {}
@@ -157,7 +156,7 @@ class RayExecutor:
         done, _ = ray.wait(refs, timeout=timeout_s)
         if done:
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        outcomes: list[Outcome] = []
+        outcomes: list[Outcome[Result]] = []
         for ref in done:
             handle = owners[ref]
             if ref in handle.running:
@@ -184,7 +183,7 @@ class RayExecutor:
             return [handle for handle in ready if now >= handle.resting_until]
         return ready
 
-    def _outcomes(self, handle: _Handle, ref: Any) -> list[Outcome]:
+    def _outcomes(self, handle: _Handle, ref: Any) -> list[Outcome[Result]]:
         now = time.monotonic()
         lost_seconds = now - max(handle.running[ref][1], handle.idle_since)
         handle.idle_since = now
@@ -210,7 +209,9 @@ class RayExecutor:
         shard, _ = handle.running.pop(ref)
         return [Outcome(shard, handle.name, result=result)]
 
-    def _lose_all(self, handle: _Handle, error: BaseException, details: str, lost_seconds: float) -> list[Outcome]:
+    def _lose_all(
+        self, handle: _Handle, error: BaseException, details: str, lost_seconds: float
+    ) -> list[Outcome[Result]]:
         """Crashes of every shard an actor had; the time is lost once."""
         shards = [shard for shard, _ in handle.running.values()]
         handle.running.clear()
@@ -228,11 +229,11 @@ class RayExecutor:
             self._drop(handle)
             self._failed_loads += 1
             cause = getattr(error, "cause", None) or error
-            print(f"an actor could not load its teacher ({type(cause).__name__}: {_first_line(cause)})", flush=True)
+            print(f"an actor could not load what it needs ({type(cause).__name__}: {_first_line(cause)})", flush=True)
             if isinstance(cause, UserError) and self._num_loaded == 0:
                 raise cause from None
             if self._failed_loads >= _MAX_FAILED_LOADS and self.num_workers == 0:
-                raise RunStopped(f"no actor can load the teacher: {_first_line(cause)}") from error
+                raise RunStopped(f"no actor can load what it needs: {_first_line(cause)}") from error
         else:
             handle.ready, handle.idle_since = True, time.monotonic()
             handle.failed_shards.clear()

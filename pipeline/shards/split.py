@@ -82,5 +82,6 @@ class Split:
 
 def stored_ids(run: Run, commit: Commit) -> NDArray[np.int64]:
     """Ids of the samples that lie in a shard."""
-    rejected = {rejection.key for rejection in commit.rejected}
-    return np.array([i for i in run.sample_ids(commit.shard) if key(i) not in rejected], np.int64)
+    ids = run.sample_ids(commit.shard)
+    rejected = np.array([int(rejection.key) for rejection in commit.rejected], np.int64)
+    return np.setdiff1d(np.arange(ids.start, ids.stop), rejected, assume_unique=True)

@@ -274,7 +274,7 @@ def test_actors_that_fit_nowhere_are_refused_before_anything_is_written(connecte
 
 def test_a_teacher_that_loads_nowhere_ends_the_run(connected, tmp_path):
     executor = RayExecutor(partial(workers.NodeWithoutTeacher, tmp_path), PairsRuntime(actors=2))
-    with pytest.raises(RunStopped, match="no actor can load the teacher: nothing at"):
+    with pytest.raises(RunStopped, match="no actor can load what it needs: nothing at"):
         run_shards(executor, range(20))
     executor.close()
 

@@ -1,0 +1,1 @@
+"""Choosing pairs of a dataset by what is known of them."""

@@ -1,0 +1,58 @@
+"""An open_clip network of a few thousand weights, as a folder that open_clip loads, and pictures to show it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from support import tiny_sd
+
+CONFIG = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 16, "patch_size": 4, "width": 16, "head_width": 8, "layers": 2},
+    "text_cfg": {
+        "context_length": tiny_sd.TOKENS,
+        "vocab_size": 190,
+        "width": 16,
+        "heads": 2,
+        "layers": 2,
+        "hf_tokenizer_name": ".",
+    },
+}
+"""Twelve features; each letter is a token."""
+
+
+def build(folder: Path, seed: int = 0) -> Path:
+    """Write the network with random weights and return its folder. The global generator is left alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_sd._tokenizer(folder, pad="<|endoftext|>")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**CONFIG)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    text = json.dumps({"model_cfg": CONFIG, "preprocess_cfg": preprocess})
+    (folder / "open_clip_config.json").write_text(text)
+    return folder
+
+
+def pictures(count: int, height: int = 20, width: int = 24, seed: int = 0) -> list[np.ndarray]:
+    """Smooth random pictures, (height, width, 3), uint8."""
+    draws = np.random.default_rng(seed)
+    coarse = draws.integers(0, 256, (count, 5, 6, 3), np.uint8)
+    return [
+        np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)) for picture in coarse
+    ]
+
+
+def save_pictures(folder: Path, images: list[np.ndarray]) -> Path:
+    """Write pictures as PNG files, in order of name, into a folder that is emptied first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for at, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{at:05d}.png")
+    return folder
