@@ -11,6 +11,7 @@
     ROOT/events/*.jsonl  ROOT/report.json         what the runs did
     ROOT/manifest/*.parquet  ROOT/SEALED.json     all commits in one table, written when every shard is in
     ROOT/README.md  ROOT/contact_sheet.png        the data card
+    ROOT/scores/{name}/*                          what was measured of the images (pipeline/scoring/score_table.py)
 
 Shards and indices carry their content's sha256 in their names, so two writers of one shard never overwrite each
 other with different bytes. The run's fingerprint leads a shard's name because readers cache shards by base name.
