@@ -30,6 +30,8 @@ from pipeline.builtin.randomness import generator
 MAX_SHIFT = 2
 """Garments are shifted by up to so many pixels each way while training, so that place does not matter."""
 _BATCH = 500
+_KID_ROWS = 1000
+"""Test images whose own features are kept: KID needs them, FID does with mean and covariance."""
 _ABOUT = """A small open_clip model: it says how well a picture of a garment fits a caption, and its image features, 64
 numbers, are the space in which pictures of the built-in teacher and of its students are compared with real ones
 (`reference.npz`: their mean and covariance). It was trained without the teacher."""
@@ -111,7 +113,13 @@ def _judge_the_test_split(
         right.append(torch.stack([chosen // len(COLOURS), chosen % len(COLOURS)], -1) == truth)
         features.append(image_features.double().cpu())
     rows, correct = torch.cat(features).numpy(), torch.cat(right)
-    np.savez(folder / "reference.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False), count=len(rows))
+    np.savez(
+        folder / "reference.npz",
+        mu=rows.mean(0),
+        sigma=np.cov(rows, rowvar=False),
+        count=len(rows),
+        features=rows[:_KID_ROWS].astype(np.float16),
+    )
     return {
         "garment named right": correct[:, 0].double().mean().item(),
         "colour named right": correct[:, 1].double().mean().item(),

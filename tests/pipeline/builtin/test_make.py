@@ -104,6 +104,7 @@ def test_the_judge_is_a_folder_of_open_clip_and_its_reference_is_of_the_test_spl
     reference = np.load(judge / "reference.npz", allow_pickle=False)
     np.testing.assert_allclose(reference["mu"], rows.mean(0), atol=2e-3)  # weights in float16
     np.testing.assert_allclose(reference["sigma"], np.cov(rows, rowvar=False), atol=2e-3)
+    np.testing.assert_allclose(reference["features"], rows, atol=1e-2)
     assert int(reference["count"]) == 40
     picture = Image.fromarray(((test.images[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
     torch.testing.assert_close(preprocess(picture), test.images[0], atol=1 / 127, rtol=0)

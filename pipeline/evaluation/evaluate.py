@@ -1,0 +1,143 @@
+"""From a config to a report: draw, score, measure, write.
+
+    for each system:  draw its images (main thread)  ->  score them (a thread behind, while the next is drawn)
+    then:             numbers and times of each, kept in results/  ->  report.html, report.json, report.md
+
+    EVAL_DIR/prompts.parquet      the prompts of all systems
+    EVAL_DIR/images/SYSTEM/       a pair dataset with pictures, and its scores/
+    EVAL_DIR/results/SYSTEM.json  its numbers and times, with a digest of all they depend on
+    EVAL_DIR/grid/SYSTEM/         the pictures that the report shows
+    EVAL_DIR/report.*             the report, with quality.png and grid.png
+
+Each step finds what is done already, so the same command again goes on where it stopped, and its numbers are those of
+an uninterrupted run. Times are measured once, when nothing else runs here.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+from pydantic import JsonValue
+
+from configs.errors import RunStopped, UserError
+from configs.evaluate_schema import EvaluateConfig, OpenClipFeaturesConfig
+from pipeline.driver import StopRequest
+from pipeline.evaluation.labels import Labels
+from pipeline.evaluation.measure import Measurements, Yardstick
+from pipeline.evaluation.reference import Reference, open_reference
+from pipeline.evaluation.report import write_report
+from pipeline.evaluation.results import SystemResult
+from pipeline.evaluation.scores import Scores
+from pipeline.evaluation.systems import System, build_systems, check_student, existing_pairs
+from pipeline.generate import generate_pairs
+from pipeline.prompts import PromptTable, prepare_prompts
+from pipeline.scoring.score_table import read_record
+from pipeline.shards.layout import PROMPTS
+from pipeline.shards.manifest import read_commits
+from pipeline.shards.storage import Storage
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Bring the evaluation at ``config.output`` to its end, from wherever it is.
+
+    Raises:
+        UserError: the config cannot work, or the output holds another evaluation's images.
+        RunStopped: it ended early; what is done is kept.
+    """
+    storage = Storage.open(config.output)
+    systems = build_systems(config, f"{storage.uri}/{PROMPTS}")
+    check_student(config)
+    prepare_prompts(config.prompts, f"{storage.uri}/{PROMPTS}")
+    prompts = PromptTable.open(storage, PROMPTS)
+    if config.pairs is not None:
+        systems[0] = replace(systems[0], pairs=existing_pairs(config, systems[0], prompts), is_drawn=False)
+    scores = Scores(config)
+    yardstick = _yardstick(config, prompts, scores)
+    with StopRequest().installed() as stop:
+        _draw_and_score(systems, scores, stop)
+        measurements = Measurements(yardstick, storage, systems[0])
+        results: list[SystemResult] = []
+        for system in systems:
+            _go_on(stop, [])
+            results.append(measurements.of(system))
+        reference = yardstick.reference.source if yardstick.reference is not None else None
+        write_report(config, storage, results, _protocol(yardstick, systems[-1], prompts), reference)
+    if not config.keep_images:
+        _remove_images(systems)
+    print(f"open {storage.uri}/report.html")
+
+
+def _yardstick(config: EvaluateConfig, prompts: PromptTable, scores: Scores) -> Yardstick:
+    """Everything that is not a system, found or found missing before any image is drawn."""
+    num_images = config.num_images or prompts.num_prompts * config.images_per_prompt
+    reference = open_reference(config, scores)
+    _check_count(config, num_images, reference)
+    if config.labels is None or not isinstance(config.features, OpenClipFeaturesConfig):
+        return Yardstick(config, scores, reference, None, None)
+    labels = Labels.read(config.labels)
+    num_prompts = min(-(-num_images // config.images_per_prompt), prompts.num_prompts)
+    labels.truth(prompts.rows(0, num_prompts)[1])
+    from pipeline.scoring.open_clip_scorer import OpenClipNetwork
+
+    caption_features = OpenClipNetwork(config.features, scores.device).encode_texts(labels.captions)
+    return Yardstick(config, scores, reference, labels, caption_features.cpu().numpy())
+
+
+def _check_count(config: EvaluateConfig, num_images: int, reference: Reference | None) -> None:
+    if reference is None or config.allow_few_images:
+        return
+    width = len(reference.statistics.mu)
+    if num_images <= width:
+        raise UserError(
+            f"num_images: {num_images:,} images are too few for FID with {width:,} features; draw more than "
+            f"{width:,}, or set allow_few_images: true"
+        )
+
+
+def _draw_and_score(systems: list[System], scores: Scores, stop: StopRequest) -> None:
+    """Draw one system after the other; a thread follows and scores them."""
+    with ThreadPoolExecutor(1, thread_name_prefix="scores") as behind:
+        scored: list[Future[None]] = []
+        try:
+            for system in systems:
+                _go_on(stop, scored)
+                if system.is_drawn:
+                    generate_pairs(system.pairs)
+                scored.append(behind.submit(scores.make, system.dataset, stop))
+            for future in scored:
+                future.result()
+        except BaseException:
+            stop.requested = True  # the thread finishes the shards it is at
+            behind.shutdown(cancel_futures=True)
+            raise
+
+
+def _go_on(stop: StopRequest, scored: list[Future[None]]) -> None:
+    """Raise what has failed behind, or that a stop was asked for."""
+    for future in scored:
+        if future.done():
+            future.result()
+    if stop.requested:
+        raise RunStopped("on request; what is drawn and measured is kept, run the same command again to go on")
+
+
+def _protocol(yardstick: Yardstick, system: System, prompts: PromptTable) -> dict[str, JsonValue]:
+    """What the numbers depend on besides the system; the same for all of them."""
+    config, scores, reference = yardstick.config, yardstick.scores, yardstick.reference
+    return {
+        "prompts": {"number": prompts.num_prompts, "digest": prompts.digest},
+        "images": system.dataset.run.spec.num_samples,
+        "images_per_prompt": config.images_per_prompt,
+        "seed": config.seed,
+        "features": read_record(system.dataset, scores.features).identity,
+        "reference": None if reference is None else reference.about,
+        "clip": None if scores.clip is None else read_record(system.dataset, scores.clip).identity,
+        "labels": None if yardstick.labels is None else yardstick.labels.digest,
+    }
+
+
+def _remove_images(systems: list[System]) -> None:
+    """Remove the tars that were drawn for this evaluation: tables, indices and commit records stay."""
+    for system in systems:
+        if system.is_drawn:
+            for commit in read_commits(system.dataset):
+                system.dataset.storage.delete(commit.path)

@@ -1,0 +1,43 @@
+"""``report.md``: the same evaluation for a terminal, a diff or a forge; its pictures lie beside it."""
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import JsonValue
+
+from pipeline.evaluation import tables
+from pipeline.evaluation.grid import GRID
+from pipeline.evaluation.plots import QUALITY
+from pipeline.evaluation.results import Report
+
+MARKDOWN = "report.md"
+
+
+def render_markdown(report: Report, *, has_quality: bool) -> str:
+    """The text; ``has_quality`` says whether there is a plot of quality against evaluations."""
+    timings = tables.timing_rows(report)
+    parts = [
+        f"# {report.title}",
+        *tables.summary(report),
+        _table(tables.header(report), tables.rows(report)),
+        "\n".join(f"- **{_cell(title)}**: {meaning}" for title, meaning in tables.meanings(report)),
+        f"![quality against network evaluations]({QUALITY})" if has_quality else "",
+        f"![the same prompts and noise through every system]({GRID})" if report.grid else "",
+        f"## Time\n\n{_table(timings[0], timings[1:])}" if len(timings) > 1 else "",
+        f"## What the numbers depend on\n\n{_about(report.protocol)}",
+        f"## The student's training run\n\n{_about(report.run)}" if report.run else "",
+        f"## Provenance\n\n{_about(report.provenance)}",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:") -> str:
+    lines = [header, ["---", *[align] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _about(values: Mapping[str, JsonValue]) -> str:
+    return _table(["", ""], tables.about_rows(dict(values)), align="---")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

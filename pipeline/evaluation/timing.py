@@ -1,0 +1,67 @@
+"""Systems timed on one device, one after the other, each pipeline loaded once for all its step counts."""
+
+from functools import cache
+
+import torch
+
+from configs.evaluate_schema import LatencyConfig
+from configs.schema import PairsRuntime, TeacherConfig
+from pipeline import teachers
+from pipeline.evaluation.results import Timing
+from pipeline.evaluation.systems import System
+from pipeline.metrics.latency import measure_latency
+from pipeline.teachers.base import Teacher
+
+_PROMPT = "a photo of a lighthouse on a cliff"
+
+
+class Stopwatch:
+    """Times systems with the device and the settings that workers have.
+
+    Args:
+        config: batch sizes and repeats.
+        runtime: of the workers.
+    """
+
+    def __init__(self, config: LatencyConfig, runtime: PairsRuntime) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._load = cache(self._load_anew)
+
+    def time(self, system: System) -> tuple[Timing, ...]:
+        """One timing for each batch size; none where workers have GPUs and this process has not."""
+        if self._runtime.gpus_per_actor > 0 and not torch.cuda.is_available():
+            print(f"{system.title}: not timed, runtime.gpus_per_actor asks for a GPU and this machine has none")
+            return ()
+        torch.set_num_threads(max(1, round(self._runtime.cpus_per_actor)))
+        spec = system.pairs.spec
+        found: list[Timing] = []
+        for batch_size in self._config.batch_sizes:
+            latency = measure_latency(
+                self._load(system.pairs.teacher),
+                spec.sampler,
+                spec.guidance_scale,
+                evaluations_per_image=system.evaluations,
+                batch_size=batch_size,
+                prompt=_PROMPT,
+                negative_prompt=spec.negative_prompt,
+                warm_up=self._config.warmup,
+                repetitions=self._config.repeats,
+            )
+            total = latency.total
+            found.append(
+                Timing(
+                    batch_size=batch_size,
+                    device=f"{latency.device}, {latency.dtype}",
+                    total=(total.lower, total.median, total.upper),
+                    text_encoder=latency.text_encoder.median,
+                    network=latency.network.median,
+                    decoder=latency.decoder.median,
+                )
+            )
+        return tuple(found)
+
+    def _load_anew(self, config: TeacherConfig) -> Teacher:
+        device = torch.device("cuda" if self._runtime.gpus_per_actor > 0 else "cpu")
+        runtime = self._runtime
+        return teachers.load(config, device, compile=runtime.compile, channels_last=runtime.channels_last)

@@ -1,0 +1,117 @@
+"""Real images from wherever they are give the same reference; labels are read as they are meant."""
+
+import numpy as np
+import pytest
+from support import evaluation
+
+from configs.errors import UserError
+from configs.evaluate_schema import EvaluateConfig
+from pipeline.evaluation.labels import Labels
+from pipeline.evaluation.reference import Reference, open_reference
+from pipeline.evaluation.scores import Scores
+
+
+@pytest.fixture
+def scores(world, tmp_path):
+    return Scores(evaluation.config(world, tmp_path / "out"))
+
+
+def opened(world, tmp_path, scores, source):
+    return open_reference(evaluation.config(world, tmp_path / "out", reference=str(source)), scores)
+
+
+def test_a_folder_and_the_statistics_of_its_features_are_the_same(world, tmp_path, scores):
+    features = evaluation.real_features(world)
+    np.savez(tmp_path / "real.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False), count=40)
+    np.savez(tmp_path / "kid.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False), features=features)
+    folder = opened(world, tmp_path, scores, world / "real")
+    moments = opened(world, tmp_path, scores, tmp_path / "real.npz")
+    whole = opened(world, tmp_path, scores, tmp_path / "kid.npz")
+    np.testing.assert_allclose(folder.features, features, atol=1e-5)
+    np.testing.assert_allclose(whole.features, features)
+    np.testing.assert_allclose(folder.statistics.sigma, moments.statistics.sigma, atol=1e-6)
+    assert (folder.statistics.count, moments.statistics.count) == (40, 40)
+    assert moments.features is None  # and so there is no KID
+
+
+def test_features_of_a_folder_are_kept_until_an_image_changes(world, tmp_path, scores, monkeypatch):
+    first = opened(world, tmp_path, scores, world / "real")
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.evaluation.reference._read_image", None)  # it is not asked again
+        assert opened(world, tmp_path, scores, world / "real").about == first.about
+    changed = tmp_path / "real"
+    changed.mkdir()
+    paths = sorted((world / "real").iterdir())
+    for path, source in zip(paths, [paths[1], *paths[1:]], strict=True):
+        (changed / path.name).write_bytes(source.read_bytes())
+    assert opened(world, tmp_path, scores, changed).about != first.about
+
+
+def test_a_pair_dataset_can_be_the_reference(world, finished, tmp_path, scores):
+    from pipeline.scoring.score_table import read_column
+    from pipeline.shards.dataset import Dataset
+    from pipeline.shards.storage import Storage
+
+    root = finished / "images" / "teacher-3"
+    found = opened(world, tmp_path, scores, root)
+    expected = read_column(Dataset.open(Storage.open(str(root))), scores.features, "features")
+    assert np.array_equal(found.features, expected)
+
+
+def test_published_statistics_are_asked_for_by_all_parts_of_their_name(monkeypatch):
+    asked = []
+
+    def named(*parts):
+        asked.append(parts)
+        raise UserError("not published")
+
+    monkeypatch.setattr("pipeline.evaluation.reference.named_statistics", lambda *parts: asked.append(parts) or parts)
+    monkeypatch.setattr("pipeline.evaluation.reference.named_features", named)
+    found = Reference.published("cifar10/32/train", "clean")
+    assert asked == [("cifar10", "32", "train", "clean")] * 2
+    assert found.features is None
+    with pytest.raises(UserError, match="NAME/RESOLUTION/SPLIT"):
+        Reference.published("cifar10", "clean")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("colour\nred\n", "needs a column caption"),
+        ("caption,colour\n", "needs a column caption and a row"),
+        ("caption,colour\na,red\na ,blue\n", "names a caption twice"),
+        ("caption,colour\na\n", ":2: not 2 fields"),
+    ],
+)
+def test_labels_that_cannot_be_meant(tmp_path, text, line):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(UserError, match=line):
+        Labels.read(str(tmp_path / "labels.csv"))
+
+
+def test_a_label_belongs_to_its_caption(tmp_path):
+    (tmp_path / "labels.csv").write_text('caption,colour\n"a bag, red",red\n"a  coat",blue\n')
+    labels = Labels.read(str(tmp_path / "labels.csv"))
+    assert labels.captions == ["a bag, red", "a coat"]  # white space as in a prompt table
+    assert labels.properties == {"colour": ["red", "blue"]}
+    assert labels.truth(["a coat", "a bag, red", "a coat"]).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"student": None, "teacher_steps": []}, "nothing to measure"),
+        ({"teacher_steps": [], "pairs": "/p"}, "teacher_steps is empty"),
+        ({"teacher_steps": [2, 2]}, "names a number twice"),
+        ({"sampler": {"name": "diffusers", "steps": 7}}, "teacher_steps says how many"),
+        ({"features": {"kind": "inception_features"}}, "labels need features.kind open_clip_features"),
+    ],
+)
+def test_settings_that_contradict_each_other(world, tmp_path, changes, line):
+    with pytest.raises(ValueError, match=line):
+        evaluation.config(world, tmp_path / "out", **changes)
+
+
+def test_a_printed_configuration_is_a_configuration(world, tmp_path):
+    config = evaluation.config(world, tmp_path / "out")
+    assert EvaluateConfig.model_validate(config.model_dump(mode="json")) == config
