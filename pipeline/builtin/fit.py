@@ -10,15 +10,17 @@ again ends in the same bits, on the same machine and number of threads.
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from configs.builtin_schema import FitConfig
 from configs.errors import RunStopped, UserError
+from configs.fingerprint import differences
 
 AVERAGE = 0.999
 """Decay of the running average of the weights, once it is warm."""
@@ -26,7 +28,12 @@ _REPORT_EVERY = 50
 
 
 def fit(
-    module: nn.Module, loss: Callable[[int], Tensor], config: FitConfig, checkpoint: Path, save_every_steps: int
+    module: nn.Module,
+    loss: Callable[[int], Tensor],
+    config: FitConfig,
+    checkpoint: Path,
+    save_every_steps: int,
+    settings: Mapping[str, JsonValue] | None = None,
 ) -> None:
     """Train, or go on training, ``module`` in place; it ends with the average of its weights, in eval mode.
 
@@ -36,15 +43,17 @@ def fit(
         config: how long and how fast.
         checkpoint: the file to go on from and to write.
         save_every_steps: between two checkpoints.
+        settings: what decides the loss besides ``config``; a training that was begun with others is not gone on with.
 
     Raises:
-        UserError: the checkpoint is of another network or of a longer training.
+        UserError: the checkpoint is of another network, or was begun with other settings.
         RunStopped: the loss is not finite.
     """
     optimizer = torch.optim.AdamW(module.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = deepcopy(module)
     parts = {"module": module, "average": average, "optimizer": optimizer}
-    start = _restore(parts, checkpoint, config)
+    recipe: dict[str, JsonValue] = {**config.model_dump(), **(settings or {})}
+    start = _restore(parts, checkpoint, recipe)
     module.train()
     since, losses = time.monotonic(), []
     for step in range(start, config.steps):
@@ -68,7 +77,10 @@ def fit(
             )
             since, losses = time.monotonic(), []
         if done % save_every_steps == 0 or done == config.steps:
-            _save({"step": done, **{name: part.state_dict() for name, part in parts.items()}}, checkpoint)
+            _save(
+                {"step": done, "recipe": recipe, **{name: part.state_dict() for name, part in parts.items()}},
+                checkpoint,
+            )
     module.load_state_dict(average.state_dict())
     module.eval()
 
@@ -83,12 +95,15 @@ def _follow(average: nn.Module, module: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
 
 
-def _restore(parts: dict[str, nn.Module | torch.optim.Optimizer], checkpoint: Path, config: FitConfig) -> int:
+def _restore(
+    parts: dict[str, nn.Module | torch.optim.Optimizer], checkpoint: Path, recipe: dict[str, JsonValue]
+) -> int:
     if not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if state["step"] > config.steps:
-        raise UserError(f"{checkpoint}: has {state['step']} steps, more than the {config.steps} asked for; remove it")
+    if differing := differences(state["recipe"], recipe):
+        listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in differing)
+        raise UserError(f"{checkpoint}: begun with other settings ({listed}); restore them, or choose another output")
     for name, part in parts.items():
         try:
             part.load_state_dict(state[name])

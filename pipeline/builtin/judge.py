@@ -56,6 +56,7 @@ def train_judge(config: BuiltinJudgeConfig) -> Path:
         torch.manual_seed(config.seed)
         model = open_clip.CLIP(**model_config).to(device)
     _fit(model, config, train, tokens, device)
+    model.half().float()  # what is tried below is what is written
     _write(model, model_config, tokens, folder)
     metrics = _judge_the_test_split(model, test, tokens, device, folder)
     size = sum(weight.numel() for weight in model.parameters())
@@ -78,7 +79,7 @@ def _fit(
         image_features, text_features, scale = model(images, _token_ids(tokens, batch.captions).to(device))
         return contrastive(image_features, text_features, scale)
 
-    fit(model, loss, config.contrastive, config.output / "judge.pt", config.save_every_steps)
+    fit(model, loss, config.contrastive, config.output / "judge.pt", config.save_every_steps, {"seed": config.seed})
 
 
 def _shifted(images: Tensor, draws: torch.Generator) -> Tensor:

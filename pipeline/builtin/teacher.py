@@ -67,7 +67,8 @@ def _train_autoencoder(config: BuiltinTeacherConfig, garments: Garments, device:
         return (vae.decode(z).sample - images).abs().mean() + config.kl_weight * posterior.kl().mean() / z[0].numel()
 
     checkpoint = config.output / "autoencoder.pt"
-    fit(vae, loss, config.autoencoder, checkpoint, config.save_every_steps)
+    settings = config.model_dump(mode="json", include={"seed", "kl_weight"})
+    fit(vae, loss, config.autoencoder, checkpoint, config.save_every_steps, settings)
     latents = _encode(vae, garments.batch(0, _SCALE_SAMPLES).images.to(device), config.seed, -1)
     vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
     return vae.requires_grad_(False)
@@ -90,7 +91,8 @@ def _train_text_to_image(
         return _denoising_loss(networks, z, captions, tokens, draws)
 
     checkpoint = config.output / "text_to_image.pt"
-    fit(networks, loss, config.text_to_image, checkpoint, config.save_every_steps)
+    settings = config.model_dump(mode="json", include={"seed", "kl_weight", "autoencoder", "empty_prompt_probability"})
+    fit(networks, loss, config.text_to_image, checkpoint, config.save_every_steps, settings)
     return networks
 
 

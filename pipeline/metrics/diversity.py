@@ -33,6 +33,6 @@ def prompt_diversity(features: NDArray[np.float32], prompt_ids: NDArray[np.int64
     np.add.at(sums, group, unit)
     several = counts > 1
     if not several.any():
-        raise UserError("diversity needs several images of one prompt; set pairs_per_prompt to 2 or more")
+        raise UserError("diversity needs several images of one prompt; set images_per_prompt to 2 or more")
     n = counts[several]
     return (n**2 - np.square(sums[several]).sum(1)) / (n * (n - 1))

@@ -27,7 +27,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of several durations: the median and the quartles around it, in seconds."""
+    """The middle of several durations: the median and the quartiles around it, in seconds."""
 
     median: float
     lower: float

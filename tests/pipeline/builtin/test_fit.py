@@ -93,8 +93,11 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(tmp_path):
 def test_what_cannot_be_gone_on_from_is_refused(tmp_path):
     module = model()
     fit(module, loss_of(module), CONFIG, tmp_path / "a.pt", 5)
-    with pytest.raises(UserError, match="more than the 10 asked for"):
-        fit(module, loss_of(module), CONFIG.model_copy(update={"steps": 10}), tmp_path / "a.pt", 5)
+    for steps in (10, 30):
+        with pytest.raises(UserError, match=f"other settings .steps was 23, is {steps}"):
+            fit(module, loss_of(module), CONFIG.model_copy(update={"steps": steps}), tmp_path / "a.pt", 5)
+    with pytest.raises(UserError, match="seed"):
+        fit(module, loss_of(module), CONFIG, tmp_path / "a.pt", 5, {"seed": 1})
     other = nn.Linear(3, 4)
     with pytest.raises(UserError, match="another network"):
         fit(other, loss_of(other), CONFIG, tmp_path / "a.pt", 5)
