@@ -11,13 +11,12 @@ it. Numbers of two machines do not compare, nor do those of two dtypes.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from pydantic import JsonValue
 
 from configs.schema import SamplerConfig
 from pipeline.teachers.base import Teacher
@@ -67,10 +66,6 @@ class Latency:
     total: Spread
     images_per_s: float
     repetitions: int
-
-    def as_json(self) -> dict[str, JsonValue]:
-        """All of it as JSON values."""
-        return asdict(self)
 
 
 @torch.no_grad()
