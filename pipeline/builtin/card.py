@@ -27,7 +27,7 @@ def write_card(
         size: number of parameters.
     """
     recipe = to_yaml(config.model_dump(mode="json", exclude={"output", "data", "device", "save_every_steps"})).strip()
-    rows = "\n".join(f"| {name} | {value:,.5g} |" for name, value in {"parameters": size, **metrics}.items())
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
     text = f"""# {title}
 
@@ -45,6 +45,7 @@ Apache-2.0, as the code that made it.
 
 | | |
 |---|---|
+| parameters | {size:,} |
 {rows}
 
 ## Recipe

@@ -93,6 +93,8 @@ def _rate(step: int, config: FitConfig) -> float:
 @torch.no_grad()
 def _follow(average: nn.Module, module: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+    for old, new in zip(average.buffers(), module.buffers(), strict=True):
+        old.copy_(new)  # batch normalisation's, averages already
 
 
 def _restore(

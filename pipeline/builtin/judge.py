@@ -135,14 +135,7 @@ def _token_ids(tokens: CLIPTokenizer, texts: list[str]) -> Tensor:
 def _model_config(vocabulary: int) -> dict[str, Any]:
     return {
         "embed_dim": 64,
-        "vision_cfg": {
-            "image_size": SIZE,
-            "patch_size": 4,
-            "width": 96,
-            "head_width": 24,
-            "layers": 4,
-            "pool_type": "avg",
-        },
+        "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 10, "head_width": 32},  # CLIP's own ResNet
         "text_cfg": {
             "context_length": TOKENS,
             "vocab_size": vocabulary,

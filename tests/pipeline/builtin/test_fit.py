@@ -109,3 +109,18 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
     with pytest.raises(RunStopped, match="step 7"):
         fit(module, lambda step: loss(step) * (math.nan if step == 7 else 1), CONFIG, tmp_path / "a.pt", 5)
     assert torch.load(tmp_path / "a.pt", weights_only=True)["step"] == 5
+
+
+def test_running_statistics_come_along(tmp_path):
+    """Batch normalisation keeps averages that are no parameters; with a network's first ones it would see nothing."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    seen = []
+
+    def loss(step):
+        seen.append(module[1].running_mean.clone())
+        return loss_of(module)(step)
+
+    fit(module, loss, CONFIG, tmp_path / "a.pt", 5)
+    assert module[1].num_batches_tracked == CONFIG.steps
+    assert not torch.equal(module[1].running_mean, seen[-1])
+    assert torch.isfinite(module[1].running_var).all()
