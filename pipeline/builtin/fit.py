@@ -2,6 +2,7 @@
 
     AdamW (betas 0.9, 0.99), lr(step) = peak * min(step / warmup, 1) * cosine to 0, gradient norm clipped to 1
     average <- d average + (1 - d) weights after every step, d = min(AVERAGE, (1 + step) / (10 + step))
+    running statistics of batch normalisation are the last ones
 
 The loss of a step is a function of the weights and of the step alone, so that a training that was killed and started
 again ends in the same bits, on the same machine and number of threads.

@@ -45,6 +45,8 @@ def train_teacher(config: BuiltinTeacherConfig) -> Path:
     vae = _train_autoencoder(config, garments, device)
     tokens = tokenizer(config.output / "tokenizer")
     networks = _train_text_to_image(config, garments, vae, tokens, device)
+    for part in (vae, networks):
+        nn.Module.to(nn.Module.to(part, torch.float16), torch.float32)  # what is tried below is what is written
     metrics = _try(vae, networks, tokens, Garments(config.data, "test", config.seed), device)
     folder = config.output / "teacher"
     _write(vae, networks, tokens, folder)

@@ -15,6 +15,7 @@ an uninterrupted run. Times are measured once, when nothing else runs here.
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 from pydantic import JsonValue
 
@@ -25,9 +26,8 @@ from pipeline.evaluation.labels import Labels
 from pipeline.evaluation.measure import Measurements, Yardstick
 from pipeline.evaluation.reference import Reference, open_reference
 from pipeline.evaluation.report import write_report
-from pipeline.evaluation.results import SystemResult
 from pipeline.evaluation.scores import Scores
-from pipeline.evaluation.systems import System, build_systems, check_student, existing_pairs
+from pipeline.evaluation.systems import System, build_systems, check_student, count_images, existing_pairs
 from pipeline.generate import generate_pairs
 from pipeline.prompts import PromptTable, prepare_prompts
 from pipeline.scoring.score_table import read_record
@@ -54,11 +54,8 @@ def evaluate(config: EvaluateConfig) -> None:
     yardstick = _yardstick(config, prompts, scores)
     with StopRequest().installed() as stop:
         _draw_and_score(systems, scores, stop)
-        measurements = Measurements(yardstick, storage, systems[0])
-        results: list[SystemResult] = []
-        for system in systems:
-            _go_on(stop, [])
-            results.append(measurements.of(system))
+        measurements = Measurements(yardstick, storage, systems[0], partial(_go_on, stop, []))
+        results = [measurements.of(system) for system in systems]
         reference = yardstick.reference.source if yardstick.reference is not None else None
         write_report(config, storage, results, _protocol(yardstick, systems[-1], prompts), reference)
     if not config.keep_images:
@@ -68,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def _yardstick(config: EvaluateConfig, prompts: PromptTable, scores: Scores) -> Yardstick:
     """Everything that is not a system, found or found missing before any image is drawn."""
-    num_images = config.num_images or prompts.num_prompts * config.images_per_prompt
+    num_images = count_images(config, prompts)
     reference = open_reference(config, scores)
     _check_count(config, num_images, reference)
     if config.labels is None or not isinstance(config.features, OpenClipFeaturesConfig):

@@ -6,6 +6,7 @@ that, and taken from there the next time: numbers need not be computed twice, an
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,17 +111,22 @@ class Measurements:
         yardstick: what they are measured with.
         storage: the evaluation's folder.
         teacher: the system that others are paired with, if it is a teacher.
+        go_on: called now and then; raises when measuring is to stop.
     """
 
-    def __init__(self, yardstick: Yardstick, storage: Storage, teacher: System) -> None:
+    def __init__(
+        self, yardstick: Yardstick, storage: Storage, teacher: System, go_on: Callable[[], None] = lambda: None
+    ) -> None:
         self._yardstick = yardstick
         self._storage = storage
         self._teacher = teacher
+        self._go_on = go_on
         config = yardstick.config
-        self._stopwatch = Stopwatch(config.latency, config.runtime) if config.latency is not None else None
+        self._stopwatch = Stopwatch(config.latency, config.runtime, go_on) if config.latency is not None else None
 
     def of(self, system: System) -> SystemResult:
         """The result of a system whose tables are in."""
+        self._go_on()
         dataset, config = system.dataset, self._yardstick.config
         is_paired = not self._teacher.is_student and system.name != self._teacher.name
         teacher = self._teacher.dataset if is_paired else None

@@ -15,7 +15,7 @@ from pipeline.evaluation.plots import QUALITY, draw_quality
 from pipeline.evaluation.report_markdown import MARKDOWN, render_markdown
 from pipeline.evaluation.report_page import PAGE, render_page
 from pipeline.evaluation.results import REPORT, Report, SystemResult
-from pipeline.evaluation.systems import run_directory, training_run
+from pipeline.evaluation.systems import count_images, run_directory, training_run
 from pipeline.prompts import PromptTable
 from pipeline.provenance import code_revision, library_versions
 from pipeline.shards.layout import PROMPTS, key
@@ -44,8 +44,7 @@ def write_report(
     """
     run_dir = run_directory(config.student) if config.student is not None else None
     prompts = PromptTable.open(storage, PROMPTS)
-    num_images = config.num_images or prompts.num_prompts * config.images_per_prompt
-    ids = shown_ids(num_images, config.images_per_prompt, config.grid_prompts)
+    ids = shown_ids(count_images(config, prompts), config.images_per_prompt, config.grid_prompts)
     report = Report(
         title=f"{Path(storage.uri).name}: {'a student beside its teacher' if config.student else 'a teacher'}",
         protocol=protocol,

@@ -78,6 +78,11 @@ class System:
         return f"{name}, {steps}, guidance_scale {spec.guidance_scale:g}"
 
 
+def count_images(config: EvaluateConfig, prompts: PromptTable) -> int:
+    """Images of each system."""
+    return config.num_images or prompts.num_prompts * config.images_per_prompt
+
+
 def build_systems(config: EvaluateConfig, prompts: str) -> list[System]:
     """The teacher from most steps to fewest, then the student.
 
@@ -166,9 +171,12 @@ def existing_pairs(config: EvaluateConfig, system: System, prompts: PromptTable)
     spec, wanted = dataset.run.spec, system.pairs.spec
     if dataset.sealed is None or spec.fields.image == "none":
         raise UserError(f"pairs: {config.pairs} is not finished, or has no images; name a finished one with images")
-    num_samples = wanted.num_samples or prompts.num_prompts * wanted.pairs_per_prompt
     identity = {"prompts_digest": prompts.digest, "weights_digest": teachers.identify(config.teacher).weights_digest}
-    here = {**wanted.model_dump(mode="json", exclude={"fields"}), "num_samples": num_samples, **identity}
+    here = {
+        **wanted.model_dump(mode="json", exclude={"fields"}),
+        "num_samples": count_images(config, prompts),
+        **identity,
+    }
     there = spec.model_dump(mode="json") | {"weights_digest": spec.teacher.weights_digest}
     if differing := differences({key: there[key] for key in here}, here):
         listed = "; ".join(f"{name} is {old!r} there, {new!r} here" for name, old, new in differing)

@@ -1,5 +1,6 @@
 """Systems timed on one device, one after the other, each pipeline loaded once for all its step counts."""
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -21,11 +22,13 @@ class Stopwatch:
     Args:
         config: batch sizes and repeats.
         runtime: of the workers.
+        go_on: called before each batch; raises when timing is to stop.
     """
 
-    def __init__(self, config: LatencyConfig, runtime: PairsRuntime) -> None:
+    def __init__(self, config: LatencyConfig, runtime: PairsRuntime, go_on: Callable[[], None]) -> None:
         self._config = config
         self._runtime = runtime
+        self._go_on = go_on
         self._load = cache(self._load_anew)
 
     def time(self, system: System) -> tuple[Timing, ...]:
@@ -47,6 +50,7 @@ class Stopwatch:
                 negative_prompt=spec.negative_prompt,
                 warm_up=self._config.warmup,
                 repetitions=self._config.repeats,
+                go_on=self._go_on,
             )
             total = latency.total
             found.append(

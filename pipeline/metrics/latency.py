@@ -80,6 +80,7 @@ def measure_latency(
     negative_prompt: str = "",
     warm_up: int = 3,
     repetitions: int = 10,
+    go_on: Callable[[], None] = lambda: None,
 ) -> Latency:
     """Time a teacher or a student, which is one with a sampler of one step.
 
@@ -93,6 +94,7 @@ def measure_latency(
         negative_prompt: of the unconditional branch.
         warm_up: calls that do not count.
         repetitions: calls that do.
+        go_on: called before each call, untimed; may raise to stop.
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((batch_size, *teacher.identity.sample_shape), generator=generator).to(teacher.device)
@@ -100,6 +102,7 @@ def measure_latency(
     sample_ids = range(batch_size)
     durations: list[tuple[float, float, float]] = []
     for _ in range(warm_up + repetitions):
+        go_on()
         condition, text_s = _timed(teacher.device, lambda: teacher.encode_prompts([prompt] * batch_size))
         x0, network_s = _timed(
             teacher.device,

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 import threading
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.metrics.paired import pixel_distance
 from pipeline.noise import noise
 from pipeline.shards.members import decode_image, to_uint8
+from pipeline.teachers.stable_diffusion import StableDiffusionTeacher
 
 SYSTEMS = ["teacher-3", "teacher-1", "student"]
 
@@ -152,6 +154,25 @@ def test_interrupted_at_every_place_equals_straight(world, finished, tmp_path, m
                 evaluate(config)
         assert not (output / "report.json").exists()
     evaluate(config)
+    assert without_times(output) == without_times(finished)
+
+
+def test_a_signal_while_systems_are_timed_is_heeded_before_the_next_batch(world, finished, tmp_path, monkeypatch):
+    output = shutil.copytree(finished, tmp_path / "tiny")
+    config = evaluation.config(world, output, latency={"batch_sizes": [1], "warmup": 0, "repeats": 50})
+    sample, calls = StableDiffusionTeacher.sample, []
+
+    def signalled(*arguments, **options):
+        calls.append(arguments)
+        signal.raise_signal(signal.SIGTERM)
+        return sample(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StableDiffusionTeacher, "sample", signalled)
+        with pytest.raises(RunStopped, match="on request"):
+            evaluate(config)
+    assert len(calls) == 1
+    evaluate(evaluation.config(world, output))
     assert without_times(output) == without_times(finished)
 
 
