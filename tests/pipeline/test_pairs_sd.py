@@ -11,10 +11,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from support.sd_pairs import ANCESTRAL, IDS, LONG, NEGATIVE, PAIRS_PER_PROMPT, PROMPTS, SEED, sd_config
 from support.tiny_sd import TOKENS, build
-from support.toy import files, shard_bytes, toy_config
+from support.toy import files, shard_bytes
 
-from configs.errors import UserError
 from configs.schema import StableDiffusionTeacherConfig, VerifyShardsConfig
 from pipeline import pairs, teachers
 from pipeline.generate import generate_pairs
@@ -28,31 +28,9 @@ from pipeline.shards.storage import Storage
 from pipeline.teachers.schedulers import sample_generators
 from pipeline.teachers.stable_diffusion import StableDiffusionTeacher
 
-LONG = "x" * (TOKENS - 1)
-PROMPTS = ["a red circle", "a blue square", "a green triangle", LONG, "a yellow circle"]
-PAIRS_PER_PROMPT, SEED, NEGATIVE = 3, 7, "ugly"
-IDS = list(range(len(PROMPTS) * PAIRS_PER_PROMPT))
-DDIM = {"name": "diffusers", "scheduler": "DDIMScheduler", "steps": 3}
-ANCESTRAL = {"name": "diffusers", "scheduler": "EulerAncestralDiscreteScheduler", "steps": 3}
 LATENTS = {"x0": "latent", "image": "none"}
 HALF = 2**-10
 """Float16 has 11 significant bits: rounding is at most half of this, relative; the other half is for the networks."""
-
-
-def sd_config(output, folder, sd, *, dtype="float32", **sections):
-    """15 pairs of five prompts, three of each, in shards of eight and batches of four, which cut both."""
-    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
-    spec = {
-        "sampler": DDIM,
-        "guidance_scale": 3.0,
-        "negative_prompt": NEGATIVE,
-        "pairs_per_prompt": PAIRS_PER_PROMPT,
-        "seed": SEED,
-        "fields": {"text_embedding": True},
-    }
-    sections["spec"] = {**spec, **sections.get("spec", {})}
-    sections.setdefault("teacher", StableDiffusionTeacherConfig(path=str(sd), dtype=dtype))
-    return toy_config(output, folder, **sections)
 
 
 def samples(root):
@@ -370,68 +348,3 @@ def test_a_plan_counts_both_branches_and_every_call_of_the_scheduler(sd, tmp_pat
     assert sizes["text_embedding.npy"] == 512 + 2048
     assert sizes["all"] == sum(sizes.values()) - sizes["all"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.txt"]
-
-
-# ------------------------------------------------------------------------------------------------ mistakes of users
-
-
-@pytest.mark.parametrize(
-    ("sampler", "message"),
-    [
-        (
-            {"scheduler": "DDIMSchedular"},
-            r"spec.sampler.scheduler: diffusers has no DDIMSchedular; did you mean DDIMSch",
-        ),
-        ({"scheduler": "DPMSolverSDEScheduler"}, r"spec.sampler.scheduler: DPMSolverSDEScheduler does not suit"),
-        (
-            {"scheduler": "DDIMScheduler", "options": {"timestep_spaceing": "trailing"}},
-            r"spec.sampler.options.timestep_spaceing: DDIMScheduler has no such option; did you mean timestep_spacing",
-        ),
-        (
-            {"scheduler": "DDIMScheduler", "options": {"timestep_spacing": "trailling"}},
-            r"spec.sampler: DDIMScheduler with 3 steps: .*trailling",
-        ),
-    ],
-)
-def test_a_mistake_in_the_sampler_is_one_line_and_writes_nothing(sd, tmp_path, sampler, message):
-    config = sd_config(tmp_path / "root", tmp_path, sd, spec={"sampler": {**DDIM, **sampler}})
-    with pytest.raises(UserError, match=message) as caught:
-        generate_pairs(config)
-    assert "\n" not in str(caught.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.txt"]
-
-
-def missing(folder):
-    shutil.rmtree(folder)
-
-
-def without_index(folder):
-    (folder / "model_index.json").unlink()
-
-
-def pickled(folder):
-    path = folder / "unet/diffusion_pytorch_model.safetensors"
-    path.rename(path.with_suffix(".bin"))
-
-
-def without_weights(folder):
-    (folder / "vae/diffusion_pytorch_model.safetensors").unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (missing, r"teacher.path: there is no folder .*/teacher"),
-        (without_index, r"teacher.path: .*/teacher has no model_index.json"),
-        (pickled, r"unet: only pickled weights \(diffusion_pytorch_model.bin\), which are never loaded"),
-        (without_weights, r"vae/diffusion_pytorch_model.safetensors: missing; copy or download the folder again"),
-    ],
-)
-def test_a_teacher_that_cannot_be_loaded_is_one_line_and_writes_nothing(sd, tmp_path, damage, message):
-    damage(shutil.copytree(sd, tmp_path / "teacher"))
-    there = sorted(tmp_path.rglob("*"))
-    config = sd_config(tmp_path / "root", tmp_path, tmp_path / "teacher")
-    with pytest.raises(UserError, match=message) as caught:
-        generate_pairs(config)
-    assert "\n" not in str(caught.value)
-    assert sorted(tmp_path.rglob("*")) == sorted([*there, tmp_path / "prompts.txt"])
