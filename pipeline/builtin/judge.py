@@ -51,13 +51,14 @@ def train_judge(config: BuiltinJudgeConfig) -> Path:
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = config.output / "judge"
     tokens = tokenizer(folder)
+    tokens.save_pretrained(folder)  # as it is: its file would say how it was last called
     model_config = _model_config(len(tokens))
     with torch.random.fork_rng(devices=[]):  # open_clip draws the first weights from the global generator
         torch.manual_seed(config.seed)
         model = open_clip.CLIP(**model_config).to(device)
     _fit(model, config, train, tokens, device)
     model.half().float()  # what is tried below is what is written
-    _write(model, model_config, tokens, folder)
+    _write(model, model_config, folder)
     metrics = _judge_the_test_split(model, test, tokens, device, folder)
     size = sum(weight.numel() for weight in model.parameters())
     write_card(
@@ -89,8 +90,7 @@ def _shifted(images: Tensor, draws: torch.Generator) -> Tensor:
     return torch.stack([picture[:, y : y + SIZE, x : x + SIZE] for picture, (y, x) in zip(padded, shifts, strict=True)])
 
 
-def _write(model: nn.Module, model_config: dict[str, Any], tokens: CLIPTokenizer, folder: Path) -> None:
-    tokens.save_pretrained(folder)
+def _write(model: nn.Module, model_config: dict[str, Any], folder: Path) -> None:
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(half, folder / "open_clip_model.safetensors")
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}

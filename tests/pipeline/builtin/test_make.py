@@ -42,11 +42,13 @@ def judge(fashion, tmp_path_factory):
 
 
 def digests(folder):
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*.safetensors")}
+    """Of every file by its path."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.mark.parametrize("which", ["teacher", "judge"])
-def test_killed_after_any_checkpoint_it_ends_in_the_same_weights(request, fashion, tmp_path, monkeypatch, which):
+def test_killed_after_any_checkpoint_it_ends_in_the_same_files(request, fashion, tmp_path, monkeypatch, which):
     straight = digests(request.getfixturevalue(which))
     assert straight
     make, config = {"teacher": (train_teacher, teacher_config), "judge": (train_judge, judge_config)}[which]
@@ -67,6 +69,7 @@ def test_killed_after_any_checkpoint_it_ends_in_the_same_weights(request, fashio
             continue
     assert len(saved) == {"teacher": 2, "judge": 1}[which]
     assert digests(folder) == straight
+    assert digests(make(config(fashion, tmp_path))) == straight  # when all is trained, too
 
 
 def test_the_teacher_is_a_pipeline_of_diffusers_and_ours_alike(teacher):
