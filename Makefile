@@ -1,11 +1,11 @@
-# make demo-pairs | test | lint | bench      each sets up .venv by itself the first time
+# make demo | demo-pairs | test | lint | bench      each sets up .venv by itself the first time
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-OUT ?= $(CURDIR)/out/demo-pairs
+OUT ?= $(CURDIR)/out
 
-.PHONY: help venv demo-pairs test lint format bench clean
+.PHONY: help venv demo demo-pairs test lint format bench clean
 help:
 	@sed -n '1p' Makefile
 
@@ -17,9 +17,13 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[ray,train,evaluate,dev]'
 	touch $(STAMP)
 
+# Pairs, a one-step student, a report: the whole way on two CPU cores. Again: nothing is computed twice.
+demo: $(STAMP)
+	$(BIN)/python stages/demo.py --output $(OUT)/demo
+
 # A Ray head of its own on free ports, the job, a check of the result; everything it started is stopped again.
 demo-pairs: $(STAMP)
-	$(BIN)/python stages/demo_pairs.py --output $(OUT)
+	$(BIN)/python stages/demo_pairs.py --output $(OUT)/demo-pairs
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -1,0 +1,103 @@
+"""The whole way in minutes: pairs on a Ray head of its own, a student, an evaluation beside its teacher.
+
+Every part is the command that a user would type, and is printed as such. Each resumes by itself, so running the demo
+again goes on where it stopped, or computes nothing. Whatever is started lives in a process group of its own and is
+ended with it, also after Ctrl-C, SIGTERM or a failure.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from configs.demo_schema import DemoConfig
+from configs.errors import RunStopped
+from pipeline.ray_head import ray_head
+
+_ROOT = Path(__file__).resolve().parents[1]
+_KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
+"""glibc's allocator gives large pages back and asks for them again, up to a third of a small network's time on CPUs."""
+_PATIENCE_S = 20.0
+"""Seconds that a part has to come to its end after it was asked to: the trainer writes a checkpoint first."""
+
+
+def run_demo(config: DemoConfig) -> None:
+    """Make pairs, train on them, evaluate, and say where the report is.
+
+    Raises:
+        RunStopped: a part failed; its own message is above.
+    """
+    output = Path(config.output).absolute()
+    pairs, run, evaluation = output / "pairs", output / "run", output / "evaluation"
+    started = time.monotonic()
+    configs = (_ROOT / config.configs).absolute()
+
+    def script(path: str, settings: str, folder: Path) -> list[str]:
+        return [path, "--config", str(configs / settings), "--output", str(folder)]
+
+    os.environ.update(_KEEP_MEMORY)  # of the parts, and of the actors that the Ray head starts
+    with _sigterm_raises():
+        with ray_head(num_cpus=config.cpus) as head:
+            submit = [_tool("ray"), "job", "submit", "--address", head.jobs, "--working-dir", "."]
+            _run([*submit, "--", "python", *script("stages/generate_pairs.py", "pairs.yaml", pairs)])
+        launch = [_tool("accelerate"), "launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
+        train = script("trainer/run.py", "train.yaml", run)
+        _run([*launch, "--dynamo_backend=no", *train, "--data.pairs", str(pairs)])
+        evaluate = script("stages/evaluate.py", "evaluate.yaml", evaluation)
+        _run([sys.executable, *evaluate, "--student", str(run)])
+    minutes = (time.monotonic() - started) / 60
+    print(f"\n{minutes:.1f} minutes; open {evaluation}/report.html; remove everything with rm -r {output}")
+
+
+def _tool(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def _run(command: Sequence[str]) -> None:
+    """Run a part to its end; leave none of its processes behind, whatever ends this one."""
+    print(f"\n$ {' '.join(command)}", flush=True)
+    process = subprocess.Popen(command, cwd=_ROOT, start_new_session=True)
+    try:
+        code = process.wait()
+    finally:
+        _end(process)
+    if code != 0:
+        raise RunStopped(f"{command[0]} failed with exit code {code}; its message is above")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ask the process group to end, wait for its leader, then insist."""
+    try:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM leaves the context as Ctrl-C does, so that everything is stopped on the way out."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,114 @@
+"""The demo, reduced: a Ray job, accelerate launch, an export, an evaluation; then again, and stopped in the middle."""
+
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+from support import stage
+from support.toy import samples
+
+from pipeline.noise import noise
+from pipeline.shards.dataset import Dataset
+from pipeline.shards.members import decode_image
+from pipeline.shards.storage import Storage
+from pipeline.shards.verify import verify
+
+SHORTER = {
+    "pairs": {"spec": {"num_samples": 40, "sampler": {"steps": 2}}, "layout": {"samples_per_shard": 20}},
+    "train": {
+        "data": {"holdout": 4},
+        "batch": {"dm": 4, "regression": 4},
+        "runtime": {"steps": 4, "log_every": 2, "grid_every": 4, "checkpoint_every": 2},
+    },
+    "evaluate": {
+        "teacher_steps": [2],
+        "images_per_prompt": 1,
+        "latency": {"batch_sizes": [1], "repeats": 1},
+    },
+}
+"""What makes minutes of the built-in configs seconds."""
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    for name, entries in SHORTER.items():
+        parent = Path(stage.ROOT) / "configs/builtin" / f"{name}.yaml"
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"extends": str(parent), **entries}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(configs, tmp_path_factory):
+    output = tmp_path_factory.mktemp("demo")
+    ended = stage.run("demo", "--output", output, "--configs", configs)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return output, ended.stdout
+
+
+def times(folder):
+    """When every file that holds a result was written: shards, checkpoints, weights, scores."""
+    kinds = (".tar", ".safetensors", ".parquet", ".png")
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in kinds}
+
+
+def test_every_pair_is_there_and_right(demo):
+    output, _ = demo
+    dataset = Dataset.open(Storage.open(str(output / "pairs")))
+    assert dataset.sealed is not None
+    findings = verify(dataset)
+    assert (findings.problems, findings.num_samples) == ([], 40)
+
+
+def test_the_student_of_the_report_is_the_exported_pipeline(demo):
+    """diffusers alone, with the export and the noise, draws the pictures that were measured."""
+    output, _ = demo
+    pipeline = DiffusionPipeline.from_pretrained(output / "run/export_ema")
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = samples(output / "evaluation/images/student")
+    for i in (0, 57, 99):
+        members, row = drawn[f"{i:09d}"]
+        z = torch.from_numpy(noise(1, i, (4, 8, 8)))[None].float()
+        picture = pipeline(row["prompt"], latents=z, num_inference_steps=1, guidance_scale=0).images[0]
+        difference = np.abs(np.asarray(picture).astype(int) - decode_image(members["png"]).astype(int))
+        assert difference.max() <= 1
+
+
+def test_the_last_line_names_the_report_and_it_is_there(demo):
+    output, out = demo
+    last = out.strip().splitlines()[-1]
+    assert str(output / "evaluation/report.html") in last
+    page = (output / "evaluation/report.html").read_text()
+    assert "student" in page
+    assert "teacher" in page
+
+
+def test_again_it_computes_nothing(demo, configs):
+    output, _ = demo
+    before = times(output)
+    ended = stage.run("demo", "--output", output, "--configs", configs)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert {path: when for path, when in times(output).items() if path in before} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_at_work_it_leaves_no_process(configs, tmp_path, number):
+    process = stage.start("demo", "--output", tmp_path / "out", "--configs", configs)
+    try:
+        stage.wait_for_commits(tmp_path / "out/pairs", 1, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        process.wait(60)
+        deadline = time.monotonic() + 30
+        while alive := [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+            assert time.monotonic() < deadline, alive
+            time.sleep(0.1)
+        assert process.returncode == 130
+    finally:
+        stage.kill(process)
