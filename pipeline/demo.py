@@ -44,7 +44,7 @@ def run_demo(config: DemoConfig) -> None:
         return [path, "--config", str(configs / settings), "--output", str(folder)]
 
     os.environ.update(_KEEP_MEMORY)  # of the parts, and of the actors that the Ray head starts
-    with _sigterm_raises():
+    with _signals_raise():
         with ray_head(num_cpus=config.cpus) as head:
             submit = [_tool("ray"), "job", "submit", "--address", head.jobs, "--working-dir", "."]
             _run([*submit, "--", "python", *script("stages/generate_pairs.py", "pairs.yaml", pairs)])
@@ -90,14 +90,18 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM leaves the context as Ctrl-C does, so that everything is stopped on the way out."""
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM leaves the context as Ctrl-C does, so that everything is stopped on the way out.
+
+    SIGINT is set as well: a shell that starts this in the background has it ignored.
+    """
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
