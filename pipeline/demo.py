@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from configs.demo_schema import DemoConfig
-from configs.errors import RunStopped
+from configs.errors import RunStopped, UserError
 from pipeline.ray_head import ray_head
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -33,12 +33,16 @@ def run_demo(config: DemoConfig) -> None:
     """Make pairs, train on them, evaluate, and say where the report is.
 
     Raises:
+        UserError: a part's config is not there; nothing was started.
         RunStopped: a part failed; its own message is above.
     """
     output = Path(config.output).absolute()
     pairs, run, evaluation = output / "pairs", output / "run", output / "evaluation"
     started = time.monotonic()
     configs = (_ROOT / config.configs).absolute()
+    for name in ("pairs.yaml", "train.yaml", "evaluate.yaml"):
+        if not (configs / name).is_file():
+            raise UserError(f"configs: {configs / name} is not there; give the folder that holds it with --configs")
 
     def script(path: str, settings: str, folder: Path) -> list[str]:
         return [path, "--config", str(configs / settings), "--output", str(folder)]

@@ -103,6 +103,13 @@ def test_again_it_computes_nothing(demo, configs):
     assert pictures(output) == seen
 
 
+def test_a_folder_without_configs_is_refused_before_anything_starts(tmp_path):
+    ended = stage.run("demo", "--output", tmp_path / "out", "--configs", tmp_path)
+    assert ended.returncode == 2
+    assert str(tmp_path / "pairs.yaml") in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_at_work_it_leaves_no_process(configs, tmp_path, number):
     process = stage.start("demo", "--output", tmp_path / "out", "--configs", configs)
