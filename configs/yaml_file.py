@@ -1,7 +1,8 @@
 """Strict YAML: a file, the file it extends, and back.
 
-PyYAML's safe loader with two corrections. A key given twice is refused: PyYAML keeps the last and loses the other
-setting silently. ``1e-3`` is a number: in YAML 1.1 it is text, for want of a dot.
+PyYAML's safe loader with three corrections. A key given twice is refused: PyYAML keeps the last and loses the other
+setting silently. ``1e-3`` is a number: in YAML 1.1 it is text, for want of a dot. What a merged mapping (``<<``) set
+itself outweighs what it merged in its turn: PyYAML 6.0.4 has it the other way round for keys of one letter.
 """
 
 import re
@@ -73,6 +74,17 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
                 seen.add(key.value)
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        last = {
+            (key.tag, key.value): place for place, (key, _) in enumerate(node.value) if isinstance(key, yaml.ScalarNode)
+        }
+        node.value = [
+            (key, value)
+            for place, (key, value) in enumerate(node.value)
+            if not isinstance(key, yaml.ScalarNode) or last[key.tag, key.value] == place
+        ]
 
 
 class _Dumper(yaml.SafeDumper):
