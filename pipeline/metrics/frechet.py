@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import UserError
+from pipeline.downloads import downloaded
 
 
 @dataclass(frozen=True)
@@ -145,22 +146,12 @@ def named_features(name: str, resolution: int | str, split: str, mode: str) -> N
 
 
 def _named_file(name: str) -> Path:
-    """The file in the folder where clean-fid keeps them, downloaded by clean-fid if need be."""
+    """The file in the folder where clean-fid keeps them; its own download may leave half of one."""
     import cleanfid
-    from torch.hub import download_url_to_file
 
     url = f"https://www.cs.cmu.edu/~clean-fid/stats/{name.lower()}"
     path = Path(cleanfid.__file__).parent / "stats" / name.lower()
-    if not path.exists():
-        try:
-            path.parent.mkdir(exist_ok=True)
-            download_url_to_file(url, str(path))  # whole or not at all, which clean-fid's own is not
-        except OSError as error:
-            raise UserError(
-                f"reference statistics {path.name} are not in {path.parent} and cannot be downloaded ({error}); "
-                f"put {url} there, or check name, resolution, split and mode"
-            ) from error
-    return path
+    return downloaded(url, path, "reference statistics", "put it there, or check name, resolution, split and mode")
 
 
 def _read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:

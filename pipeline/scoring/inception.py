@@ -24,6 +24,7 @@ from torch import Tensor
 
 from configs.errors import UserError
 from configs.evaluate_schema import InceptionFeaturesConfig
+from pipeline.downloads import downloaded
 from pipeline.scoring.resizing import batch_of, channels_first, middle_square, mode_resizer
 from pipeline.scoring.torchscript import file_sha256, load_torchscript
 
@@ -114,14 +115,4 @@ def _cached_weights(mode: str) -> Path:
         url, folder = FID_WEIGHTS_URL, Path(torch.hub.get_dir(), "checkpoints")
     else:
         url, folder = inception_url, CLEANFID_CACHE
-    path = folder / url.rpartition("/")[2]
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except OSError as error:
-            raise UserError(
-                f"weights: {path} is not there and cannot be downloaded ({error}); get {url} and give its path as "
-                "weights"
-            ) from error
-    return path
+    return downloaded(url, folder / url.rpartition("/")[2], "weights", "give its path as weights")

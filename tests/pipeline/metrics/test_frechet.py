@@ -133,6 +133,7 @@ def test_named_statistics_are_read_from_clean_fids_folder_and_missed_with_their_
 
     monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
     with pytest.raises(
-        UserError, match=r"cifar10_clean_train_32\.npz are not in .*no network.*put https://www\.cs\.cmu"
+        UserError,
+        match=r"cifar10_clean_train_32\.npz is not there .*no network.*get https://www.*put it there",
     ):
         named_statistics("cifar10", 32, "train", "clean")
