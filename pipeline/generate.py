@@ -6,7 +6,7 @@ are made, and at the end the manifest and the data card are written.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -19,6 +19,7 @@ from pipeline import teachers
 from pipeline.card import write_card
 from pipeline.driver import Executor, StopRequest, drive
 from pipeline.executors import make_executor
+from pipeline.followed_worker import FollowedWorker, MakeFollower
 from pipeline.lease import Lease
 from pipeline.noise import check_noise_recipe
 from pipeline.pairs import FULL_DISK, PairWorker, ShardResult, preview_ids
@@ -33,8 +34,13 @@ from pipeline.shards.records import Run
 from pipeline.shards.storage import Storage
 
 
-def generate_pairs(config: GeneratePairsConfig) -> None:
+def generate_pairs(config: GeneratePairsConfig, followers: Sequence[MakeFollower] = ()) -> None:
     """Bring the dataset at ``config.output`` to its end, from wherever it is; or, with ``config.plan``, say its cost.
+
+    Args:
+        config: which dataset, and how.
+        followers: what else each worker is to do with a shard that it has committed. Shards that exist already are not
+            handed to them.
 
     Raises:
         UserError: the config cannot work, or the output holds something else; nothing has been written.
@@ -59,7 +65,7 @@ def generate_pairs(config: GeneratePairsConfig) -> None:
                 _store_prompts(storage, table, run)
                 _finish(config, dataset)
             return
-        executor = _executor(config, run, storage.uri)
+        executor = _executor(config, run, storage.uri, followers)
         try:
             dataset = Dataset.create_or_open(storage, run)
             with Lease(storage, config.runtime.lease_period_s) as lease, StopRequest().installed() as stop:
@@ -167,10 +173,13 @@ def _resolve(config: GeneratePairsConfig, prompts: PromptTable) -> Run:
     )
 
 
-def _executor(config: GeneratePairsConfig, run: Run, root: str) -> Executor[ShardResult]:
+def _executor(
+    config: GeneratePairsConfig, run: Run, root: str, followers: Sequence[MakeFollower]
+) -> Executor[ShardResult]:
     previews = frozenset(preview_ids(run.spec.num_samples))
-    make_worker = partial(PairWorker, root, run.fingerprint, config.teacher, config.runtime, previews)
-    return make_executor(make_worker, config.runtime)
+    make_pairs = partial(PairWorker, root, run.fingerprint, config.teacher, config.runtime, previews)
+    make_followers = [partial(make_follower, root, run.fingerprint) for make_follower in followers]
+    return make_executor(partial(FollowedWorker, make_pairs, make_followers), config.runtime)
 
 
 def _make_missing_shards(

@@ -11,7 +11,7 @@ from configs.errors import UserError
 from configs.evaluate_schema import CompareConfig
 from configs.fingerprint import differences
 from pipeline.evaluation.grid import read_tiles
-from pipeline.evaluation.report import write_files
+from pipeline.evaluation.report import CURVES, write_files
 from pipeline.evaluation.results import Report, SystemResult, read_report
 from pipeline.shards.storage import Storage
 
@@ -49,7 +49,12 @@ def compare(config: CompareConfig) -> None:
         provenance={name: report.provenance for name, report in zip(names, reports, strict=True)},
     )
     output = Storage.open(config.output)
-    write_files(output, merged, tiles, {})
+    curves = {
+        f"{PurePath(CURVES).stem}-{name}.png": storage.read(CURVES)
+        for name, storage in zip(names, storages, strict=True)
+        if storage.exists(CURVES)
+    }
+    write_files(output, merged, tiles, curves)
     print(f"open {output.uri}/report.html")
 
 

@@ -1,6 +1,6 @@
 """From a config to a report: draw, score, measure, write.
 
-    for each system:  draw its images (main thread)  ->  score them (a thread behind, while the next is drawn)
+    for each system:  draw its images; a worker that has drawn a shard scores it while it draws the next
     then:             numbers and times of each, kept in results/  ->  report.html, report.json, report.md
 
     EVAL_DIR/prompts.parquet      the prompts of all systems
@@ -13,7 +13,6 @@ Each step finds what is done already, so the same command again goes on where it
 an uninterrupted run. Times are measured once, when nothing else runs here.
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -30,7 +29,6 @@ from pipeline.evaluation.scores import Scores
 from pipeline.evaluation.systems import System, build_systems, check_student, count_images, existing_pairs
 from pipeline.generate import generate_pairs
 from pipeline.prompts import PromptTable, prepare_prompts
-from pipeline.scoring.score_table import read_record
 from pipeline.shards.layout import PROMPTS
 from pipeline.shards.manifest import read_commits
 from pipeline.shards.storage import Storage
@@ -46,15 +44,18 @@ def evaluate(config: EvaluateConfig) -> None:
     storage = Storage.open(config.output)
     systems = build_systems(config, f"{storage.uri}/{PROMPTS}")
     check_student(config)
+    scores = Scores(config)
     prepare_prompts(config.prompts, f"{storage.uri}/{PROMPTS}")
     prompts = PromptTable.open(storage, PROMPTS)
     if config.pairs is not None:
         systems[0] = replace(systems[0], pairs=existing_pairs(config, systems[0], prompts), is_drawn=False)
-    scores = Scores(config)
     yardstick = _yardstick(config, prompts, scores)
+    scores.let_go()
     with StopRequest().installed() as stop:
-        _draw_and_score(systems, scores, stop)
-        measurements = Measurements(yardstick, storage, systems[0], partial(_go_on, stop, []))
+        for system in systems:
+            _go_on(stop)
+            _draw_and_score(system, scores, stop)
+        measurements = Measurements(yardstick, storage, systems[0], partial(_go_on, stop))
         results = [measurements.of(system) for system in systems]
         reference = yardstick.reference.source if yardstick.reference is not None else None
         write_report(config, storage, results, _protocol(yardstick, systems[-1], prompts), reference)
@@ -90,29 +91,15 @@ def _check_count(config: EvaluateConfig, num_images: int, reference: Reference |
         )
 
 
-def _draw_and_score(systems: list[System], scores: Scores, stop: StopRequest) -> None:
-    """Draw one system after the other; a thread follows and scores them."""
-    with ThreadPoolExecutor(1, thread_name_prefix="scores") as behind:
-        scored: list[Future[None]] = []
-        try:
-            for system in systems:
-                _go_on(stop, scored)
-                if system.is_drawn:
-                    generate_pairs(system.pairs)
-                scored.append(behind.submit(scores.make, system.dataset, stop))
-            for future in scored:
-                future.result()
-        except BaseException:
-            stop.requested = True  # the thread finishes the shards it is at
-            behind.shutdown(cancel_futures=True)
-            raise
+def _draw_and_score(system: System, scores: Scores, stop: StopRequest) -> None:
+    """Draw a system and score its shards as they appear; then what an earlier run drew, and did not come to score."""
+    if system.is_drawn:
+        generate_pairs(system.pairs, scores.followers())
+    scores.make(system.dataset, stop)
 
 
-def _go_on(stop: StopRequest, scored: list[Future[None]]) -> None:
-    """Raise what has failed behind, or that a stop was asked for."""
-    for future in scored:
-        if future.done():
-            future.result()
+def _go_on(stop: StopRequest) -> None:
+    """Raise that a stop was asked for, if it was."""
     if stop.requested:
         raise RunStopped("on request; what is drawn and measured is kept, run the same command again to go on")
 
@@ -125,9 +112,9 @@ def _protocol(yardstick: Yardstick, system: System, prompts: PromptTable) -> dic
         "images": system.dataset.run.spec.num_samples,
         "images_per_prompt": config.images_per_prompt,
         "seed": config.seed,
-        "features": read_record(system.dataset, scores.features).identity,
+        "features": scores.identities[scores.features],
         "reference": None if reference is None else reference.about,
-        "clip": None if scores.clip is None else read_record(system.dataset, scores.clip).identity,
+        "clip": None if scores.clip is None else scores.identities[scores.clip],
         "labels": None if yardstick.labels is None else yardstick.labels.digest,
     }
 

@@ -19,7 +19,7 @@ from pipeline.evaluation.grid import keep_tiles, shown_ids
 from pipeline.evaluation.images import all_stored_ids, paired_distances
 from pipeline.evaluation.labels import Labels
 from pipeline.evaluation.reference import Reference
-from pipeline.evaluation.results import SystemResult
+from pipeline.evaluation.results import KID_GIVEN, SystemResult
 from pipeline.evaluation.scores import Scores
 from pipeline.evaluation.systems import System
 from pipeline.evaluation.timing import Stopwatch
@@ -70,7 +70,7 @@ class Yardstick:
             found["frechet_distance"] = frechet_distance(
                 Statistics.of(features), self.reference.statistics, allow_few=config.allow_few_images
             )
-            if self.reference.features is not None:
+            if self.reference.kid == KID_GIVEN and self.reference.features is not None:
                 found["kernel_distance"] = kernel_distance(features, self.reference.features, seed=config.seed)
         if self.scores.clip is not None:
             found["clip_score"] = _mean(read_column(dataset, self.scores.clip, "clip"))
@@ -91,7 +91,7 @@ class Yardstick:
         depends: dict[str, JsonValue] = {
             "images": _content(dataset),
             "teacher": None if teacher is None else _content(teacher),
-            "scores": [record.digest for record in self.scores.records(dataset)],
+            "scores": list(self.scores.identities.values()),
             "reference": None if reference is None else reference.about,
             "labels": None if self.labels is None else self.labels.digest,
             "seed": config.seed,

@@ -1,6 +1,8 @@
 """The real images that others are measured against, as statistics of their features.
 
-FID takes mean and covariance. KID takes the features themselves, which not every source has.
+FID takes mean and covariance. KID takes the features themselves, which not every source has, and its kernel
+(f . g / dim + 1)^3 has a scale of its own, that of Inception's features, whose mean square is about 1. Of features far
+longer than that only the cube is left, and of the mean over its huge values only noise.
 """
 
 import hashlib
@@ -15,6 +17,7 @@ from pydantic import JsonValue
 
 from configs.errors import UserError
 from configs.evaluate_schema import EvaluateConfig
+from pipeline.evaluation.results import KID_GIVEN
 from pipeline.evaluation.scores import Scores
 from pipeline.metrics.frechet import Statistics, named_features, named_statistics
 from pipeline.scoring.score_table import read_column
@@ -28,6 +31,8 @@ CLEANFID = "cleanfid:"
 BUILTIN = "builtin"
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 _BATCH_SIZE = 64
+MAX_MEAN_SQUARE = 10.0
+"""Of features whose KID is given."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,21 @@ class Reference:
     source: str
 
     @property
+    def kid(self) -> str:
+        """KID_GIVEN, or why there is no KID."""
+        if self.features is None:
+            return "not given: the reference is statistics without features"
+        mean_square = float(np.square(self.features, dtype=np.float64).mean())
+        if mean_square > MAX_MEAN_SQUARE:
+            kernel = "its kernel (f . g / dim + 1)^3 is made for features whose mean square is about 1"
+            return f"not given: {kernel}, and these have {mean_square:.3g}"
+        return KID_GIVEN
+
+    @property
     def about(self) -> dict[str, JsonValue]:
         """What numbers depend on."""
         digest = hashlib.sha256(self.statistics.mu.tobytes() + self.statistics.sigma.tobytes())
-        return {"images": self.statistics.count, "digest": digest.hexdigest(), "kid": self.features is not None}
+        return {"images": self.statistics.count, "digest": digest.hexdigest(), "kid": self.kid}
 
     @classmethod
     def of(cls, features: NDArray[np.float32], source: str) -> "Reference":

@@ -22,7 +22,7 @@ from pipeline.shards.layout import PROMPTS, key
 from pipeline.shards.storage import Storage
 
 CURVES = "curves.png"
-"""What the trainer draws of a run, in its directory."""
+"""What the trainer draws of a run, in its directory; the evaluation has a copy."""
 _METRICS = "metrics.jsonl"
 
 
@@ -63,7 +63,7 @@ def write_report(
     tiles = {system.name: read_tiles(storage, system.name, list(report.grid)) for system in results}
     curves = {}
     if run_dir is not None and (run_dir / CURVES).is_file():
-        curves["Curves of the training run"] = (run_dir / CURVES).read_bytes()
+        curves[CURVES] = (run_dir / CURVES).read_bytes()
     write_files(storage, report, tiles, curves)
     return report
 
@@ -80,15 +80,17 @@ def write_files(
         storage: where to.
         report: what was found.
         tiles: name of a system -> its pictures, one for each prompt of the grid.
-        curves: title -> the curves of a training run.
+        curves: name of a file -> the curves of a training run.
     """
+    for name, picture in curves.items():
+        storage.write(name, picture)
     quality = draw_quality(report.systems)
     if quality is not None:
         storage.write(QUALITY, quality)
     columns = {system.title: tiles[system.name] for system in report.systems}
     storage.write(GRID, draw_grid(list(report.grid.values()), columns))
     storage.write(REPORT, report.to_json())
-    storage.write(MARKDOWN, render_markdown(report, has_quality=quality is not None).encode())
+    storage.write(MARKDOWN, render_markdown(report, has_quality=quality is not None, curves=list(curves)).encode())
     storage.write(PAGE, render_page(report, tiles=tiles, quality=quality, curves=curves).encode())
 
 

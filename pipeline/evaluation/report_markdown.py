@@ -1,6 +1,7 @@
 """``report.md``: the same evaluation for a terminal, a diff or a forge; its pictures lie beside it."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from pydantic import JsonValue
 
@@ -12,8 +13,14 @@ from pipeline.evaluation.results import Report
 MARKDOWN = "report.md"
 
 
-def render_markdown(report: Report, *, has_quality: bool) -> str:
-    """The text; ``has_quality`` says whether there is a plot of quality against evaluations."""
+def render_markdown(report: Report, *, has_quality: bool, curves: Sequence[str]) -> str:
+    """The text.
+
+    Args:
+        report: what was found.
+        has_quality: whether there is a plot of quality against evaluations.
+        curves: files with the curves of training runs.
+    """
     timings = tables.timing_rows(report)
     parts = [
         f"# {report.title}",
@@ -22,7 +29,8 @@ def render_markdown(report: Report, *, has_quality: bool) -> str:
         "\n".join(f"- **{_cell(title)}**: {meaning}" for title, meaning in tables.meanings(report)),
         f"![quality against network evaluations]({QUALITY})" if has_quality else "",
         f"![the same prompts and noise through every system]({GRID})" if report.grid else "",
-        f"## Time\n\n{_table(timings[0], timings[1:])}" if len(timings) > 1 else "",
+        *(f"![{PurePath(name).stem}]({name})" for name in curves),
+        f"## Time\n\n{tables.timed_on(report)}\n\n{_table(timings[0], timings[1:])}" if len(timings) > 1 else "",
         f"## What the numbers depend on\n\n{_about(report.protocol)}",
         f"## The student's training run\n\n{_about(report.run)}" if report.run else "",
         f"## Provenance\n\n{_about(report.provenance)}",

@@ -4,7 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from PIL import Image
 
@@ -26,7 +26,7 @@ def render_page(
         report: what was found.
         tiles: name of a system -> its pictures (PNG), one for each prompt of ``report.grid``.
         quality: the plot of quality against evaluations, as PNG.
-        curves: title -> the curves of a training run, as PNG.
+        curves: name of a file -> the curves of a training run, as PNG.
     """
     body = [
         f"<h1>{_text(report.title)}</h1>",
@@ -34,7 +34,7 @@ def render_page(
         _systems(report),
         _section("Quality and network evaluations", _plot(quality, "quality against evaluations")) if quality else "",
         _grid(report, tiles),
-        *(_section(title, _plot(picture, title)) for title, picture in curves.items()),
+        _curves(curves),
         _timings(report),
         _section("What the numbers depend on", _about(report.protocol)),
         _section("The student's training run", _about(report.run)) if report.run else "",
@@ -98,15 +98,26 @@ def _tile(picture: bytes | None, title: str) -> str:
     return f'<img{kind} alt="{_text(title)}" title="{_text(title)}" src="{_inline(picture)}">'
 
 
+def _curves(curves: Mapping[str, bytes]) -> str:
+    if not curves:
+        return ""
+    title = "Curves of the training runs" if len(curves) > 1 else "Curves of the training run"
+    captions = {name: PurePath(name).stem for name in curves}
+    plots = [
+        (f'<p class="note">{_text(captions[name])}</p>\n' if len(curves) > 1 else "") + _plot(picture, captions[name])
+        for name, picture in curves.items()
+    ]
+    return _section(title, "\n".join(plots))
+
+
 def _timings(report: Report) -> str:
     head, *body = tables.timing_rows(report)
     if not body:
         return ""
-    devices = ", ".join(sorted({timing.device for system in report.systems for timing in system.timings}))
     titles = "".join(f"<th>{_text(title)}</th>" for title in head)
     lines = "\n".join(f"<tr>{_cells(row)}</tr>" for row in body)
     table = f'<div class="scroll"><table><tr>{titles}</tr>\n{lines}\n</table></div>'
-    return _section("Time", f'<p class="note">Measured on {_text(devices)}, one batch at a time.</p>\n{table}')
+    return _section("Time", f'<p class="note">{_text(tables.timed_on(report))}</p>\n{table}')
 
 
 def _origins(report: Report) -> dict[str, str]:

@@ -16,6 +16,8 @@ from pipeline.shards.storage import Storage
 
 REPORT = "report.json"
 FORMAT_VERSION = 1
+KID_GIVEN = "given"
+"""``protocol.reference.kid`` where there is a KID; elsewhere it says why there is none."""
 
 
 class Timing(Model):

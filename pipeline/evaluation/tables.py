@@ -5,7 +5,7 @@ from decimal import Decimal
 
 from pydantic import JsonValue
 
-from pipeline.evaluation.results import Report, SystemResult, columns, metric, reference_teacher
+from pipeline.evaluation.results import KID_GIVEN, Report, SystemResult, columns, metric, reference_teacher
 
 
 def header(report: Report) -> list[str]:
@@ -36,12 +36,16 @@ def _row(report: Report, system: SystemResult, teacher: SystemResult | None) -> 
 
 
 def meanings(report: Report) -> list[tuple[str, str]]:
-    """(title, meaning) of each number in the table."""
+    """(title, meaning) of each number in the table, and of KID where it is missing, why."""
     found = [("evaluations", "network evaluations of one image, guidance included")]
     if _timed(report.systems):
         found.append(("images/s", "from prompts to pictures, at the batch size that gives most, median"))
         found.append(("faster", "its images/s over those of the teacher with most evaluations"))
-    return found + [(metric(name).title, metric(name).meaning) for name in columns(report.systems)]
+    found += [(metric(name).title, metric(name).meaning) for name in columns(report.systems)]
+    reference = report.protocol.get("reference")
+    if isinstance(reference, dict) and reference.get("kid") != KID_GIVEN:
+        found.append((metric("kernel_distance").title, str(reference.get("kid"))))
+    return found
 
 
 def summary(report: Report) -> list[str]:
@@ -85,6 +89,12 @@ def timing_rows(report: Report) -> list[list[str]]:
             speed = number(timing.images_per_second, 3)
             found.append([system.title, str(timing.batch_size), median, f"{low} to {high}", *parts, speed])
     return found
+
+
+def timed_on(report: Report) -> str:
+    """What times were measured on."""
+    devices = sorted({timing.device for system in report.systems for timing in system.timings})
+    return f"Measured on {', '.join(devices)}, one batch at a time."
 
 
 def about_rows(values: dict[str, JsonValue], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Evaluations side by side: what is the same is one row, and what does not compare is refused."""
 
+import base64
 import json
 import shutil
 
@@ -22,6 +23,7 @@ def test_a_teacher_is_one_row_and_students_are_called_after_their_evaluations(wo
     tiny_sd.build(tmp_path / "pupil", seed=2)
     teacher = str(finished / "images" / "teacher-3")
     evaluate(evaluation.config(world, other, student=str(tmp_path / "pupil"), pairs=teacher, teacher_steps=[3, 2]))
+    (other / "curves.png").write_bytes(b"curves")
     report = compared(tmp_path / "both", finished, other)
     rows = [(system["name"], system["title"]) for system in report["systems"]]
     assert rows == [
@@ -37,6 +39,8 @@ def test_a_teacher_is_one_row_and_students_are_called_after_their_evaluations(wo
         assert numbers[name] == own["numbers"]
     page = (tmp_path / "both" / "report.html").read_text()
     assert page.count('<tr class="student">') == 2
+    assert (tmp_path / "both" / "curves-other.png").read_bytes() == b"curves"
+    assert base64.b64encode(b"curves").decode() in page
 
 
 def test_numbers_that_do_not_compare_are_refused(finished, tmp_path):

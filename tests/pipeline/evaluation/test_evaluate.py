@@ -1,5 +1,6 @@
 """An evaluation's numbers are what the libraries give by themselves, however often it was interrupted."""
 
+import base64
 import csv
 import json
 import shutil
@@ -18,6 +19,7 @@ from pipeline.evaluation import evaluate as module
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.metrics.paired import pixel_distance
 from pipeline.noise import noise
+from pipeline.scoring.score_worker import ScoreWorker
 from pipeline.shards.members import decode_image, to_uint8
 from pipeline.teachers.stable_diffusion import StableDiffusionTeacher
 
@@ -176,25 +178,25 @@ def test_a_signal_while_systems_are_timed_is_heeded_before_the_next_batch(world,
     assert without_times(output) == without_times(finished)
 
 
-def test_a_system_is_scored_while_the_next_is_drawn(world, tmp_path, monkeypatch):
-    generate, make = module.generate_pairs, module.Scores.make
+def test_a_shard_is_scored_while_the_next_is_drawn(world, tmp_path, monkeypatch):
+    sample, measure = StableDiffusionTeacher.sample, ScoreWorker.run
     drawn, next_is_drawn = [], threading.Event()
 
-    def generating(pairs):
-        drawn.append(pairs.output)
-        if len(drawn) == 2:
+    def sampling(*arguments, sample_ids, **options):
+        drawn.append(min(sample_ids))
+        if min(sample_ids) >= 8:  # of the second shard
             next_is_drawn.set()
-        generate(pairs)
+        return sample(*arguments, sample_ids=sample_ids, **options)
 
-    def making(scores, dataset, stop):
+    def measuring(worker, shard, attempt=1):
         assert next_is_drawn.wait(60), "scored before anything else went on"
-        make(scores, dataset, stop)
+        return measure(worker, shard, attempt)
 
-    monkeypatch.setattr(module, "generate_pairs", generating)
-    monkeypatch.setattr(module.Scores, "make", making)
-    config = evaluation.config(world, tmp_path / "tiny", num_images=16, teacher_steps=[1], latency=None)
-    evaluate(config)
-    assert len(drawn) == 2
+    monkeypatch.setattr(StableDiffusionTeacher, "sample", sampling)
+    monkeypatch.setattr(ScoreWorker, "run", measuring)
+    monkeypatch.setattr(module.Scores, "make", lambda *_: None)  # all tables are there when all is drawn
+    evaluate(evaluation.config(world, tmp_path / "tiny", num_images=16, teacher_steps=[1], latency=None))
+    assert len(drawn) == 8
 
 
 def test_another_seed_gives_other_numbers(world, finished, tmp_path):
@@ -241,6 +243,8 @@ def run_of(world, folder, teacher, fingerprint):
     about = {"spec": spec, "fingerprint": "f", "created": "now", "code_revision": "r"}
     shutil.copytree(world / "student", folder / "export_ema")
     (folder / "run.json").write_text(json.dumps(about))
+    tiny_clip.save_pictures(folder / "drawn", tiny_clip.pictures(1))
+    next((folder / "drawn").iterdir()).rename(folder / "curves.png")
     (folder / "metrics.jsonl").write_text('{"step": 50}\n{"step": 300}\n{"ste')
     return folder
 
@@ -251,6 +255,10 @@ def test_a_run_directory_gives_its_average_and_is_described(world, finished, tmp
     evaluate(evaluation.config(world, output, student=str(run), teacher_steps=[1], latency=None, labels=None))
     assert numbers(output)["student"]["frechet_distance"] == numbers(finished)["student"]["frechet_distance"]
     assert (report(output)["run"]["steps"], report(output)["run"]["code_revision"]) == (300, "r")
+    curves = (run / "curves.png").read_bytes()
+    assert (output / "curves.png").read_bytes() == curves
+    assert base64.b64encode(curves).decode() in (output / "report.html").read_text()
+    assert "(curves.png)" in (output / "report.md").read_text()
 
 
 def wrong(world, tmp_path, finished):

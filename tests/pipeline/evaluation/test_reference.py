@@ -6,8 +6,10 @@ from support import evaluation
 
 from configs.errors import UserError
 from configs.evaluate_schema import EvaluateConfig
+from pipeline.evaluation import tables
 from pipeline.evaluation.labels import Labels
 from pipeline.evaluation.reference import Reference, open_reference
+from pipeline.evaluation.results import KID_GIVEN, Report
 from pipeline.evaluation.scores import Scores
 
 
@@ -31,7 +33,18 @@ def test_a_folder_and_the_statistics_of_its_features_are_the_same(world, tmp_pat
     np.testing.assert_allclose(whole.features, features)
     np.testing.assert_allclose(folder.statistics.sigma, moments.statistics.sigma, atol=1e-6)
     assert (folder.statistics.count, moments.statistics.count) == (40, 40)
-    assert moments.features is None  # and so there is no KID
+    assert (folder.kid, whole.kid) == (KID_GIVEN, KID_GIVEN)
+    assert moments.kid == "not given: the reference is statistics without features"
+
+
+def test_kid_is_not_given_of_features_too_long_for_its_kernel_and_the_report_says_why(world, tmp_path, scores):
+    features = evaluation.real_features(world)
+    unit = features / np.sqrt(np.square(features).mean())
+    assert Reference.of(3 * unit, "").about["kid"] == KID_GIVEN
+    long = Reference.of(14 * unit, "").about
+    assert "these have 196" in long["kid"]
+    given = Report(title="", protocol={"reference": long}, systems=(), grid={}, run={}, provenance={})
+    assert ("KID", long["kid"]) in tables.meanings(given)
 
 
 def test_features_of_a_folder_are_kept_until_an_image_changes(world, tmp_path, scores, monkeypatch):

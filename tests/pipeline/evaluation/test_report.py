@@ -143,7 +143,7 @@ def test_text_is_not_taken_for_markup():
     page = Page(render_page(report, tiles={"a": [None]}, quality=None, curves={}))
     assert page.texts.count(nasty) >= 3
     assert "<script>" not in render_page(report, tiles={"a": [None]}, quality=None, curves={})
-    assert "\\| & " in render_markdown(report, has_quality=False)
+    assert "\\| & " in render_markdown(report, has_quality=False, curves=[])
 
 
 @given(st.floats(1e-7, 1e9), st.integers(1, 6))
