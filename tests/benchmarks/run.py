@@ -1,12 +1,14 @@
-"""make bench: what pair generation and training cost on top of their networks, as ratios within one run.
+"""make bench: what pair generation, evaluation and training cost on top of their networks, as ratios within one run.
 
-    python -m tests.benchmarks.run [actors] [driver] [plain] [memory] [reading] [step] [step-memory]
+    python -m tests.benchmarks.run [actors] [driver] [plain] [memory] [reading] [evaluating] [step]
+        [step-memory]
 
 ``actors``  images/s of one and two actors against a bare loop over the same teacher and batch size
 ``driver``  no-op shards a second, at 1,000 and at 20,000 shards
 ``plain``   images/s against the plain StableDiffusionPipeline loop most people would write
 ``memory``  resident memory of driver and actor over 200 small shards
 ``reading``  pairs/s that a trainer reads from shards, on one core
+``evaluating``  images/s of an evaluation against a plain loop into a folder and clean-fid over that
 ``step``    seconds of a training step against those of its network calls
 ``step-memory``  memory of a training step, by recipe
 
@@ -38,6 +40,7 @@ from pipeline.pairs import ShardResult
 from pipeline.provenance import code_revision
 from pipeline.ray_executor import RayExecutor
 from pipeline.ray_head import ray_head
+from tests.benchmarks.evaluating import bench_evaluating
 from tests.benchmarks.reading import bench_reading
 from tests.benchmarks.training import bench_memory as bench_step_memory
 from tests.benchmarks.training import bench_step
@@ -220,6 +223,7 @@ BENCHMARKS: dict[str, Callable[[Path], dict[str, float]]] = {
 }
 WITHOUT_RAY: dict[str, Callable[[Path], dict[str, float]]] = {
     "reading": bench_reading,
+    "evaluating": bench_evaluating,
     "step": bench_step,
     "step-memory": bench_step_memory,
 }
