@@ -17,6 +17,12 @@ def trained_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves are more than half the time of a run this short; runs that are processes of their own draw them."""
+    monkeypatch.setattr("trainer.report.draw_curves", lambda lines: b"not drawn")
+
+
+@pytest.fixture(autouse=True)
 def no_accelerate_state() -> Iterator[None]:
     """accelerate keeps the first precision it is told for the whole process; each test begins anew."""
     yield

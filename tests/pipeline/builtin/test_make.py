@@ -31,6 +31,14 @@ def judge_config(fashion, output):
     return BuiltinJudgeConfig(output=output, data=fashion, device="cpu", save_every_steps=2, contrastive=FIT)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_scale():
+    """Of 64 garments many tinted copies tell little more than some about the scale of latents."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipeline.builtin.teacher._SCALE_SAMPLES", 256)
+        yield
+
+
 @pytest.fixture(scope="module")
 def teacher(fashion, tmp_path_factory):
     return train_teacher(teacher_config(fashion, tmp_path_factory.mktemp("teacher")))

@@ -11,6 +11,12 @@ def world(tmp_path_factory):
     return evaluation.make_world(tmp_path_factory.mktemp("world"))
 
 
+@pytest.fixture(autouse=True)
+def no_plot(monkeypatch):
+    """Plots are half the time of an evaluation this small. Those of ``finished`` are drawn, and looked at."""
+    monkeypatch.setattr("pipeline.evaluation.report.draw_quality", lambda systems: None)
+
+
 @pytest.fixture(scope="session")
 def finished(world, tmp_path_factory):
     """Of teachers with 3 steps and 1, and a student."""

@@ -199,6 +199,17 @@ def test_a_shard_is_scored_while_the_next_is_drawn(world, tmp_path, monkeypatch)
     assert len(drawn) == 8
 
 
+def test_a_shard_that_was_drawn_and_not_scored_is_scored_by_the_same_command(world, finished, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "tiny")
+    lost = {path: path.read_bytes() for path in output.glob("images/teacher-1/scores/*/000001-*.parquet")}
+    assert len(lost) == 2  # features and CLIP scores
+    for path in lost:
+        path.unlink()
+    evaluate(evaluation.config(world, output))
+    assert {path: path.read_bytes() for path in lost} == lost
+    assert without_times(output) == without_times(finished)
+
+
 def test_another_seed_gives_other_numbers(world, finished, tmp_path):
     evaluate(evaluation.config(world, tmp_path / "tiny", seed=2, latency=None, teacher_steps=[1]))
     assert numbers(tmp_path / "tiny")["student"] != numbers(finished)["student"]
