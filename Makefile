@@ -26,7 +26,7 @@ demo-pairs: $(STAMP)
 	$(BIN)/python stages/demo_pairs.py --output $(OUT)/demo-pairs
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,14 +4,42 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of small tests fight over the cores
 settings.register_profile("potstill", deadline=None, database=None)  # no test asserts time, nor leaves files behind
 settings.load_profile("potstill")
+
+
+ON_RAY = frozenset({"test_demo.py", "test_ray_executor.py", "test_readers.py", "test_score_shards.py"})
+"""Files whose tests start a Ray cluster. No two of them run at a time, in however many processes the tests run."""
+
+
+class ByFile(LoadScopeScheduling):
+    """Divides tests among processes: a file stays whole, for its fixtures' sake, and those on Ray stay together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "on Ray" if Path(file).name in ON_RAY else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Called by pytest-xdist where there is more than one process."""
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with those on Ray: they mostly wait, and take longest."""
+    for item in items:
+        if "head" in getattr(item, "fixturenames", ()) and item.path.name not in ON_RAY:
+            raise pytest.UsageError(f"{item.path} starts a Ray cluster; name it in ON_RAY of tests/conftest.py")
+    items.sort(key=lambda item: item.path.name not in ON_RAY)
 
 
 @pytest.fixture(scope="session")
