@@ -1,0 +1,125 @@
+"""A Ray cluster of several nodes on this machine whose processes can be killed one by one.
+
+A head without CPUs, and nodes of one CPU each, every one a raylet in a session of its own: what is killed is found by
+walking the processes that were started here, never by name.
+"""
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from pipeline.ray_head import ray_head
+
+NUM_NODES = 2
+
+
+class Cluster:
+    """Up while the context is open; :meth:`mend` replaces what was killed."""
+
+    def __enter__(self) -> Self:
+        self._resources = ExitStack()
+        self._head = self._resources.enter_context(ray_head(num_cpus=0, num_gpus=0))
+        self._sessions: list[subprocess.Popen[bytes]] = []
+        self._nodes = [self._start_node() for _ in range(NUM_NODES)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._sessions:
+            kill_session(process.pid)
+            process.wait()
+        self._resources.close()
+
+    @property
+    def address(self) -> str:
+        """For RAY_ADDRESS."""
+        return self._head.address
+
+    def actors(self) -> list[int]:
+        """Process numbers of what holds a worker of the product."""
+        return [actor for node in self._nodes for actor in _actors(node)]
+
+    def kill_actor(self, rng: random.Random) -> list[int]:
+        """Kill one actor; returns the actors that die of it, none if there is none to kill."""
+        victims = rng.sample(self.actors(), 1) if self.actors() else []
+        for victim in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(victim).kill()
+        return victims
+
+    def kill_raylet(self, rng: random.Random) -> list[int]:
+        """Kill the raylet of one node and nothing else: what it manages finds itself alone, and ends."""
+        node = self._nodes.pop(rng.randrange(len(self._nodes)))
+        doomed = _actors(node)
+        for process in _below(node):
+            if process.name() == "raylet":
+                process.kill()
+        self._nodes.append(self._start_node())
+        return doomed
+
+    def kill_node(self, rng: random.Random) -> list[int]:
+        """Kill everything on one node, as a machine that is switched off."""
+        node = self._nodes.pop(rng.randrange(len(self._nodes)))
+        doomed = _actors(node)
+        kill_session(node.pid)
+        self._nodes.append(self._start_node())
+        return doomed
+
+    def kill_head(self) -> list[int]:
+        """Kill the head: the cluster is lost, though its nodes may not know it yet."""
+        doomed = self.actors()
+        kill_session(self._head.pid)
+        return doomed
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the head has been killed."""
+        return not psutil.pid_exists(self._head.pid) or (
+            psutil.Process(self._head.pid).status() == psutil.STATUS_ZOMBIE
+        )
+
+    def renew(self) -> None:
+        """Another cluster in the place of this one."""
+        self.__exit__()
+        self.__enter__()
+
+    def _start_node(self) -> "subprocess.Popen[bytes]":
+        ray = str(Path(sys.executable).with_name("ray"))
+        node = subprocess.Popen(
+            [ray, "start", "--block", f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats"],
+            env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._sessions.append(node)
+        return node
+
+
+def kill_session(pid: int) -> None:
+    """kill -9 of everything in a session that was started here, orphans too."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) == pid:
+                process.kill()
+
+
+def _below(node: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(node.pid).children(recursive=True)
+    return []
+
+
+def _actors(node: "subprocess.Popen[bytes]") -> list[int]:
+    found = []
+    for process in _below(node):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if "ray::_Actor" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
