@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 import psutil
+from support.stage import environment
 
 from pipeline.ray_head import ray_head
 
@@ -91,9 +92,10 @@ class Cluster:
 
     def _start_node(self) -> "subprocess.Popen[bytes]":
         ray = str(Path(sys.executable).with_name("ray"))
+        # Ray lets its workers yield to everybody else: on a busy machine they would hardly run.
         node = subprocess.Popen(
             [ray, "start", "--block", f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats"],
-            env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+            env=environment(RAY_worker_niceness="0"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -36,7 +36,7 @@ def undisturbed(tmp_path_factory):
     config = toy_config(
         folder / "root",
         folder,
-        spec={"sampler": {"name": "edm_heun", "steps": 120}, "pairs_per_prompt": 16, "num_samples": NUM_SAMPLES},
+        spec={"sampler": {"name": "edm_heun", "steps": 60}, "pairs_per_prompt": 16, "num_samples": NUM_SAMPLES},
         teacher={"image_size": 32},
         layout={"samples_per_shard": 4},
     )
