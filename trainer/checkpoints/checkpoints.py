@@ -123,6 +123,11 @@ class Checkpoints:
             ) from error
         return folder
 
+    def tidy(self) -> None:
+        """Remove what a process that died in :meth:`save` left: half a checkpoint, and those it was about to remove."""
+        remove_leftovers(self._parent)
+        self._prune()
+
     def latest(self) -> Path | None:
         """The folder of the highest step, after every byte of it has been checked; None when there is none yet.
 

@@ -19,6 +19,12 @@ from support.stage import environment
 from pipeline.ray_head import ray_head
 
 NUM_NODES = 2
+_ON_A_BUSY_MACHINE = {
+    "RAY_worker_niceness": "0",  # else its workers yield to everybody, and hardly run
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+}
 
 
 class Cluster:
@@ -85,6 +91,10 @@ class Cluster:
             psutil.Process(self._head.pid).status() == psutil.STATUS_ZOMBIE
         )
 
+    def keep_up(self) -> None:
+        """Start a node for every one that has ended by itself, as one does that cannot reach its head in time."""
+        self._nodes = [node if node.poll() is None else self._start_node() for node in self._nodes]
+
     def renew(self) -> None:
         """Another cluster in the place of this one."""
         self.__exit__()
@@ -92,10 +102,9 @@ class Cluster:
 
     def _start_node(self) -> "subprocess.Popen[bytes]":
         ray = str(Path(sys.executable).with_name("ray"))
-        # Ray lets its workers yield to everybody else: on a busy machine they would hardly run.
         node = subprocess.Popen(
             [ray, "start", "--block", f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats"],
-            env=environment(RAY_worker_niceness="0"),
+            env=environment(**_ON_A_BUSY_MACHINE),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

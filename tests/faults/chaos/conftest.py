@@ -1,4 +1,4 @@
-"""The cluster that the schedules share, and what they cost."""
+"""What the schedules share: a cluster, a teacher with its pairs, and the sum of what they cost."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from faults.chaos.cluster import Cluster
 from faults.chaos.ledger import Ledger
+from support.training import make_pairs
 
 _LEDGER = pytest.StashKey[Ledger]()
 
@@ -16,6 +17,14 @@ def cluster() -> Iterator[Cluster]:
     """A cluster of several nodes. What kills its head has it renewed."""
     with Cluster() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def trained_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny teacher and its pairs. Not to be changed."""
+    folder = tmp_path_factory.mktemp("trained-on")
+    make_pairs(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Make a dataset while a schedule kills what makes it, and run the same command again until it has nothing left to do."""
+"""Make a dataset while a schedule kills what makes it; run the same command again until it has nothing left to do."""
 
 import random
 import subprocess
@@ -14,7 +14,7 @@ from faults.chaos.ledger import Entry
 from faults.chaos.schedule import Fault, Victim
 from support import stage
 
-PATIENCE_S = 600.0
+PATIENCE_S = 1500.0
 
 
 @dataclass
@@ -73,6 +73,8 @@ class DisturbedRun:
                     blows.append(Blow(time.monotonic(), undone, len(before)))
                     entry.recover_s.append(None)
             self._note_recovered(entry, blows)
+            if not self.cluster.is_lost:
+                self.cluster.keep_up()
             time.sleep(0.02)
         self._note_recovered(entry, blows)
         entry.seconds = time.monotonic() - began

@@ -50,14 +50,14 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     "seed", [seed if seed in ALWAYS else pytest.param(seed, marks=pytest.mark.faults) for seed in SEEDS]
 )
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_whatever_is_killed_the_dataset_is_the_same(undisturbed, cluster, ledger, tmp_path, seed):
     path, config, truth = undisturbed
     root, temp = tmp_path / "root", tmp_path / "temp"
     temp.mkdir()
     command = (
         "generate_pairs", "--config", path, "--output", root, "--runtime.executor", "ray",
-        "--runtime.temp_dir", temp, "--runtime.wait_for_resources_s", 120,
+        "--runtime.temp_dir", temp, "--runtime.wait_for_resources_s", 1000,
     )  # fmt: skip
     entry = DisturbedRun(command, root, temp, cluster).run(seed, schedule(seed, NUM_SHARDS))
 
