@@ -33,7 +33,7 @@ class Cluster:
     def __enter__(self) -> Self:
         self._resources = ExitStack()
         self._head = self._resources.enter_context(ray_head(num_cpus=0, num_gpus=0))
-        self._sessions: list[subprocess.Popen[bytes]] = []
+        self._sessions: list[subprocess.Popen[bytes]] = []  # of all nodes there have been
         self._nodes = [self._start_node() for _ in range(NUM_NODES)]
         return self
 
@@ -78,6 +78,11 @@ class Cluster:
         self._nodes.append(self._start_node())
         return doomed
 
+    def kill_nodes(self) -> None:
+        """Kill all nodes at once; :meth:`keep_up` starts others."""
+        for node in self._nodes:
+            kill_session(node.pid)
+
     def kill_head(self) -> list[int]:
         """Kill the head: the cluster is lost, though its nodes may not know it yet."""
         doomed = self.actors()
@@ -103,12 +108,15 @@ class Cluster:
     def _start_node(self) -> "subprocess.Popen[bytes]":
         ray = str(Path(sys.executable).with_name("ray"))
         node = subprocess.Popen(
-            [ray, "start", "--block", f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats"],
+            [
+                ray, "start", "--block", f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats",
+                f"--node-ip-address=127.0.0.{len(self._sessions) + 2}",  # else a driver may join it, and not the head
+            ],
             env=environment(**_ON_A_BUSY_MACHINE),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-        )
+        )  # fmt: skip
         self._sessions.append(node)
         return node
 
