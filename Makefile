@@ -1,11 +1,11 @@
-# make demo | demo-pairs | test | lint | bench      each sets up .venv by itself the first time
+# make demo | demo-pairs | test | test-faults | lint | bench      each sets up .venv by itself the first time
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= $(CURDIR)/out
 
-.PHONY: help venv demo demo-pairs test lint format bench clean
+.PHONY: help venv demo demo-pairs test test-faults lint format bench clean
 help:
 	@sed -n '1p' Makefile
 
@@ -27,6 +27,10 @@ demo-pairs: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+# What make test has of them in short: dozens of runs of which something is killed. Half an hour, and a report.
+test-faults: $(STAMP)
+	FAULTS_REPORT=$(OUT)/faults $(BIN)/python -m pytest -m '' tests/faults
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

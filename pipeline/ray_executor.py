@@ -73,6 +73,7 @@ class _Handle:
     loading: Any
     node: str = ""
     ready: bool = False
+    died: bool = False  # since it was last ready
     running: dict[Any, tuple[int, float]] = field(default_factory=dict)
     idle_since: float = 0.0
     failed_shards: set[int] = field(default_factory=set)  # since its last success
@@ -203,7 +204,7 @@ class RayExecutor(Generic[Result]):
             return [Outcome(shard, handle.name, error=cause, details=details, lost_seconds=lost_seconds)]
         except RayError as error:
             # Everything the actor had dies with it. Ray restarts it where there is room; it gets no shard until then.
-            handle.ready, handle.loading = False, handle.actor.load.remote()
+            handle.ready, handle.died, handle.loading = False, True, handle.actor.load.remote()
             return self._lose_all(handle, error, str(error), lost_seconds)
         handle.failed_shards.clear()
         shard, _ = handle.running.pop(ref)
@@ -227,6 +228,8 @@ class RayExecutor(Generic[Result]):
             handle.node = ray.get(handle.loading)
         except RayError as error:
             self._drop(handle)
+            if handle.died and not isinstance(error, RayTaskError):
+                return  # it is dead still: its node is lost. A new one is started as soon as there is room
             self._failed_loads += 1
             cause = getattr(error, "cause", None) or error
             print(f"an actor could not load what it needs ({type(cause).__name__}: {_first_line(cause)})", flush=True)
@@ -235,7 +238,7 @@ class RayExecutor(Generic[Result]):
             if self._failed_loads >= _MAX_FAILED_LOADS and self.num_workers == 0:
                 raise RunStopped(f"no actor can load what it needs: {_first_line(cause)}") from error
         else:
-            handle.ready, handle.idle_since = True, time.monotonic()
+            handle.ready, handle.died, handle.idle_since = True, False, time.monotonic()
             handle.failed_shards.clear()
             self._failed_loads, self._num_loaded = 0, self._num_loaded + 1
 

@@ -125,14 +125,18 @@ def build(config: TrainConfig) -> TrainingRun:
             _refuse_lost_checkpoints(config, directory)
         if accelerator.is_main_process:
             begin(directory, config, spec)
+            checkpoints.tidy()
         run.resources = resources.pop_all()
     return run
 
 
 def _refuse_lost_checkpoints(config: TrainConfig, directory: Path) -> None:
-    """Raise UserError when there must have been a checkpoint, and there is none: never begin again without a word."""
+    """Raise UserError when there must have been a checkpoint, and there is none: never begin again without a word.
+
+    A step's metrics are written before its checkpoint, so that those of the first may be there without it.
+    """
     step = last_step(directory)
-    if step >= config.runtime.checkpoint_every:
+    if step > config.runtime.checkpoint_every:
         raise UserError(
             f"{directory / CHECKPOINTS}: has no checkpoint, though {METRICS} tells of {step} steps; put them back, or "
             "name a new output"

@@ -37,13 +37,20 @@ def check(run_dir: Path, spec: TrainSpec) -> None:
     path = run_dir / RUN
     if path.exists():
         _compare(path, spec)
-    elif run_dir.is_dir() and (foreign := sorted(entry.name for entry in run_dir.iterdir() if entry.name != _LOCK)):
-        raise UserError(f"output: {run_dir} is not empty ({foreign[0]}) and not a run directory; name a new one")
+        return
+    there = (info.path for info in Storage.open(str(run_dir.absolute())).list())  # but for what was never finished
+    if foreign := next((path for path in there if path != _LOCK), None):
+        raise UserError(f"output: {run_dir} is not empty ({foreign}) and not a run directory; name a new one")
 
 
 def begin(run_dir: Path, config: TrainConfig, spec: TrainSpec) -> None:
-    """Write what a run is, once, and how it is run this time, into a directory that has been checked."""
+    """Write what a run is, once, and how it is run this time, into a directory that has been checked and is locked.
+
+    What killed processes were writing when they died is removed.
+    """
     storage = Storage.open(str(run_dir.absolute()))
+    for leftover in list(storage.leftovers()):
+        storage.delete(leftover.path)
     if not (run_dir / RUN).exists():
         about = {
             "fingerprint": fingerprint(spec),

@@ -283,20 +283,24 @@ class TrainingRun:
         return OneStepGenerator(denoiser, teacher.schedule, self.generator.t)
 
     def is_finished(self) -> bool:
-        """Whether the exports are those of the checkpoint that was loaded: a kill may have come before them.
+        """Whether exports and page are those of the checkpoint that was loaded: a kill may have come before them.
 
         The main process looks, and tells the others: it may be writing them when they look.
         """
         from accelerate.utils import broadcast_object_list
 
-        found = [self._loaded is not None and (self.directory / PAGE).exists() and self._are_exported(self._loaded)]
+        found = [self._loaded is not None and self._is_written_out(self._loaded)]
         broadcast_object_list(found)
         return found[0]
 
-    def _are_exported(self, checkpoint: Path) -> bool:
+    def _is_written_out(self, checkpoint: Path) -> bool:
+        """Whether all is there, and in the order in which :meth:`finish` writes it."""
         cards = [self.directory / FOLDERS[name] / CARD for name in self.networks() if name in FOLDERS]
-        since = (checkpoint / COMPLETE).stat().st_mtime_ns
-        return all(card.exists() and card.stat().st_mtime_ns >= since for card in cards)
+        written = [checkpoint / COMPLETE, *cards, self.directory / PAGE]
+        if not all(path.exists() for path in written):
+            return False
+        times = [path.stat().st_mtime_ns for path in written]
+        return times == sorted(times)
 
     def finish(self) -> None:
         """Export the student and write the page about the run; the main process does."""

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from configs.schema import StableDiffusionTeacherConfig
+from pipeline.safetensors_errors import system_errors
 from pipeline.teachers.folder import PARTS, UNUSED_PARTS, WEIGHTS, PipelineFolder, open_folder
 from pipeline.teachers.stable_diffusion import read_network
 
@@ -54,7 +55,9 @@ def save_student(
         _write_json(folder / part / "config.json", _without_dtype(teacher.config(part)))
         # One float32 file without a variant, whatever the teacher has, so that the folder loads without being told.
         tensors = _unet_weights(teacher, state_dict) if part == "unet" else _stored_weights(teacher, part)
-        save_file(tensors, folder / part / f"{WEIGHTS[part]}.safetensors", metadata={"format": "pt"})
+        path = folder / part / f"{WEIGHTS[part]}.safetensors"
+        with system_errors(path):
+            save_file(tensors, path, metadata={"format": "pt"})
     shutil.copytree(teacher.path / "tokenizer", folder / "tokenizer")
     _one_step_scheduler(teacher, timestep).save_pretrained(folder / "scheduler")
     _write_json(folder / "model_index.json", _model_index())

@@ -12,7 +12,9 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start_trainer(config: Path, output: Path, *arguments: object, processes: int = 1) -> "subprocess.Popen[str]":
+def start_trainer(
+    config: Path, output: Path, *arguments: object, processes: int = 1, accelerate: bool = False
+) -> "subprocess.Popen[str]":
     """Start ``trainer/run.py`` from the repository root, in a process group of its own.
 
     Args:
@@ -20,9 +22,13 @@ def start_trainer(config: Path, output: Path, *arguments: object, processes: int
         output: run directory.
         arguments: further flags.
         processes: more than one are started by torchrun, on the CPU, and talk through gloo.
+        accelerate: one process, started by ``accelerate launch``.
     """
     launcher = [sys.executable]
-    if processes > 1:
+    if accelerate:
+        launcher += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
+        launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
+    elif processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*launcher, "trainer/run.py", "--config", config, "--output", output, *arguments]
     return subprocess.Popen(

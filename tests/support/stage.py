@@ -10,15 +10,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def environment(ray_address: str | None = None, **changes: str) -> dict[str, str]:
+    """That of this process, but for the cluster to join and ``changes``."""
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return {**environment, **({} if ray_address is None else {"RAY_ADDRESS": ray_address}), **changes}
+
+
 def start(stage: str, *arguments: object, ray_address: str | None = None) -> "subprocess.Popen[str]":
     """Start ``stages/{stage}.py`` from the repository root, in a process group of its own."""
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    if ray_address is not None:
-        environment["RAY_ADDRESS"] = ray_address
     return subprocess.Popen(
         [sys.executable, f"stages/{stage}.py", *map(str, arguments)],
         cwd=ROOT,
-        env=environment,
+        env=environment(ray_address),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

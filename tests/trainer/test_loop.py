@@ -346,6 +346,19 @@ def test_checkpoints_that_are_gone_are_missed(trained_on, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
+def test_metrics_of_a_first_checkpoint_that_was_never_finished_are_made_again(trained_on, tmp_path):
+    for name in ("killed", "straight"):
+        train(train_config(trained_on, tmp_path / name, runtime={"steps": 2, "checkpoint_every": 2}))
+    (made,) = (tmp_path / "killed" / "checkpoints").iterdir()
+    made.rename(made.with_name(f"{made.name}.tmp"))  # as if it had been killed within the first save
+    (made.with_name(f"{made.name}.tmp") / "COMPLETE").unlink()
+    train(train_config(trained_on, tmp_path / "killed", runtime={"steps": 2, "checkpoint_every": 2}))
+    assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == [made.name]
+    assert [line["loss/student"] for line in metrics(tmp_path / "killed")] == [
+        line["loss/student"] for line in metrics(tmp_path / "straight")
+    ]
+
+
 def test_a_network_that_never_learns_stops_the_run(trained_on, tmp_path):
     with opened(trained_on, tmp_path / "run", loss={"critic_steps_per_generator_step": 20}) as run:
         regression = run.regression

@@ -33,6 +33,27 @@ def test_the_second_interrupt_does_not_wait(accelerator):
         assert stop.should_stop(accelerator)
 
 
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_end_of_a_launcher_asks_for_a_stop(accelerator, monkeypatch, launcher):
+    monkeypatch.setenv(launcher, "no")
+    with StopSignal() as stop:
+        assert not stop.should_stop(accelerator)
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert stop.should_stop(accelerator)
+        assert stop.received == "the end of its launcher"
+
+
+def test_the_end_of_a_shell_does_not(accelerator, monkeypatch):
+    for launcher in LAUNCHERS:
+        monkeypatch.delenv(launcher, raising=False)
+    with StopSignal() as stop:
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert not stop.should_stop(accelerator)
+
+
 def test_the_handlers_that_were_there_come_back():
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(ZeroDivisionError), StopSignal():

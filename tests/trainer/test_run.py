@@ -55,6 +55,9 @@ def test_a_run_that_was_killed_before_it_exported_is_finished_by_the_same_comman
     train(config)
     assert card.stat().st_mtime_ns > 0
     assert (tmp_path / "run" / "export" / "model_index.json").exists()
+    os.utime(page, ns=(0, 0))  # as if it were that of an earlier end, and the kill had come right after the exports
+    train(config)
+    assert page.stat().st_mtime_ns > 0
     assert "nothing left to do" not in capsys.readouterr().out
 
 

@@ -56,6 +56,13 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_what_a_killed_process_left_of_its_first_record_is_nothing(tmp_path):
+    for name in (".lock", ".staging-122e73f46851fdd5"):
+        (tmp_path / name).write_text("{")
+    claim(tmp_path, CONFIG, spec())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml", "run.json"]
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"spec": {}}'])
 def test_a_record_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "run.json").write_text(text)

@@ -11,7 +11,6 @@ A checkpoint appears whole or not at all, and is read only when every byte is wh
 the next. Its name is the step: the highest is the latest. Nothing depends on the number of processes.
 """
 
-import errno
 import json
 import re
 import shlex
@@ -29,6 +28,7 @@ from configs.train_schema import TrainSpec
 from trainer.checkpoints.optimizer_state import expected_tensors, load_state_tensors, state_tensors
 from trainer.checkpoints.sealed_folder import damage, remove, remove_leftovers, sealed_folder
 from trainer.checkpoints.tensor_file import load_network, read_tensors, tensor_names, write_tensors
+from trainer.full_disk import FULL_DISK
 
 CHECKPOINTS = "checkpoints"
 STATE = "trainer_state.json"
@@ -123,6 +123,11 @@ class Checkpoints:
             ) from error
         return folder
 
+    def tidy(self) -> None:
+        """Remove what a process that died in :meth:`save` left: half a checkpoint, and those it was about to remove."""
+        remove_leftovers(self._parent)
+        self._prune()
+
     def latest(self) -> Path | None:
         """The folder of the highest step, after every byte of it has been checked; None when there is none yet.
 
@@ -212,4 +217,4 @@ def _step(folder: Path) -> int:
 
 
 def _remedy(error: OSError) -> str:
-    return "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+    return "make room" if error.errno in FULL_DISK else "mend that"

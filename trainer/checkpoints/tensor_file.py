@@ -4,14 +4,13 @@ A file is taken only if its names, shapes and dtypes are those of the network it
 cast. The first that differs is named.
 """
 
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from pipeline.safetensors_errors import system_errors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -20,16 +19,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         OSError: the disk is full, or the system has another reason.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    try:
+    with system_errors(path):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:
-        system = re.search(r"\(os error (\d+)\)", str(error))
-        if system is None:
-            raise
-        raise OSError(int(system[1]), os.strerror(int(system[1])), str(path)) from error
 
 
 def tensor_names(path: Path) -> set[str]:

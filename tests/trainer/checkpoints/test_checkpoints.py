@@ -72,6 +72,16 @@ def test_the_latest_and_milestones_are_kept(tmp_path):
     assert names(tmp_path) == [f"step_{step:07d}" for step in (4, 8, 10, 11)]
 
 
+def test_what_a_killed_save_left_is_tidied_up_before_the_next(tmp_path):
+    run = trained(0, 1)
+    for step in (1, 2, 3):
+        save(tmp_path, run, step, keep=3)
+    (tmp_path / "checkpoints/step_0000004.tmp").mkdir()
+    (tmp_path / "checkpoints/notes").mkdir()
+    Checkpoints(tmp_path, 2, None).tidy()
+    assert names(tmp_path) == ["notes", "step_0000002", "step_0000003"]
+
+
 def test_a_step_keeps_the_checkpoint_it_has(tmp_path):
     run = trained(0, 1)
     folder = save(tmp_path, run, 1)
