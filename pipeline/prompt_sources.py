@@ -69,6 +69,7 @@ def _read_txt(file: BinaryIO, path: str, column: str) -> Iterator[str]:
 
 
 def _read_csv(file: BinaryIO, path: str, column: str) -> Iterator[str]:
+    csv.field_size_limit(_MAX_LINE_BYTES)  # of this process: Python's own limit is a prompt of 131,072 characters
     rows = csv.reader((line for _, line in read_lines(file, path)), strict=True)
     try:
         header = next(rows, [])
