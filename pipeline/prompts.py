@@ -30,8 +30,10 @@ import pyarrow.parquet as pq
 from pydantic import PositiveInt, ValidationError
 
 from configs.errors import UserError
+from configs.json_text import parse_json
 from configs.schema import Model, PromptsConfig
 from pipeline.prompt_sources import open_source, read_lines, read_prompts
+from pipeline.shards.parquet_fault import DamagedParquet, reading_parquet
 from pipeline.shards.storage import Storage
 
 TABLE_VERSION = 1
@@ -357,36 +359,34 @@ class PromptTable:
         if self._group is None or self._group[0] != group:
             self._group = None  # let the old one go before the new one comes
             try:
-                table = self._file.read_row_group(group, use_threads=False).cast(_SCHEMA)  # which has no nulls
-                table.validate(full=True)  # or text that is not UTF-8 comes to light only where it is used
-                self._group = group, table
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise OSError(f"{self._path}: row group {group} cannot be read: {error}") from error
+                with reading_parquet():
+                    table = self._file.read_row_group(group, use_threads=False)
+                    table.validate(full=True)  # or text that is not UTF-8 comes to light only where it is used
+                self._group = group, table.cast(_SCHEMA)  # which has no nulls
+            except ValueError as error:
+                raise OSError(f"{self._path}: row group {group} cannot be read: {error}") from None
         return self._group[1]
 
 
 def _open_parquet(storage: Storage, path: str) -> pq.ParquetFile:
     where = f"{storage.uri}/{path}"
     try:
-        return pq.ParquetFile(storage.reader(path), pre_buffer=False, page_checksum_verification=True)
+        with reading_parquet():
+            return pq.ParquetFile(storage.reader(path), pre_buffer=False, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"{where}: no such file") from None
-    except pa.ArrowInvalid:
+    except DamagedParquet:
         raise UserError(f"{where}: not a Parquet file, or a damaged one") from None
 
 
 def _read_info(storage: Storage, path: str) -> TableInfo | None:
-    """Return what a Parquet file's footer says, or None if it is not a prompt table.
-
-    Raises:
-        UserError: it says what cannot be.
-    """
+    """Return what a Parquet file's footer says, or None if it is not a prompt table; UserError if it cannot be so."""
     file, where = _open_parquet(storage, path), f"{storage.uri}/{path}"
     entry = (file.metadata.metadata or {}).get(_INFO_KEY)
     if entry is None:
         return None
     try:
-        version = json.loads(entry)["format_version"]
+        version = parse_json(entry)["format_version"]
         if version > TABLE_VERSION:
             raise UserError(f"{where}: made by a newer version (format {version}); update")
         info = TableInfo.model_validate_json(entry)
