@@ -9,6 +9,7 @@ Two kinds of model live here, and the difference matters:
 * *How and where it is computed* (``TeacherConfig`` paths, ``PairsLayout``, ``PairsRuntime``). Never hashed.
 """
 
+import math
 from typing import Annotated, Literal, Self
 
 import tyro
@@ -86,10 +87,16 @@ class TeacherIdentity(Model):
     """The noise schedule in one line, such as ``vp:scaled_linear:0.00085:0.012:1000`` or ``edm``."""
     latent_scale: float | None
     """Factor between decoder latents and the teacher's x0; None for a teacher that works on pixels."""
-    sample_shape: tuple[int, ...]
-    """Shape of noise and x0 of one sample, channels first."""
-    image_shape: tuple[int, int, int]
-    """Shape of one decoded image: channels, height, width."""
+    sample_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    """Shape of noise and x0 of one sample, channels first; at most 2**28 numbers."""
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """Shape of one decoded image: channels, height, width; likewise."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if max(math.prod(self.sample_shape), math.prod(self.image_shape)) > 2**28:
+            raise ValueError("sample_shape or image_shape: more than 2**28 numbers in one sample")
+        return self
 
 
 # ---------------------------------------------------------------------------------------------------- samplers

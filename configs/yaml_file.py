@@ -3,6 +3,9 @@
 PyYAML's safe loader with three corrections. A key given twice is refused: PyYAML keeps the last and loses the other
 setting silently. ``1e-3`` is a number: in YAML 1.1 it is text, for want of a dot. What a merged mapping (``<<``) set
 itself outweighs what it merged in its turn: PyYAML 6.0.4 has it the other way round for keys of one letter.
+
+And with two limits, since a few lines of aliases of aliases stand for more values than memory holds: on the length of a
+file, and on the number of values in it when every alias is written out.
 """
 
 import re
@@ -14,6 +17,11 @@ import yaml
 
 from configs.errors import UserError
 from configs.sections import Tree
+
+MAX_BYTES = 1 << 20
+"""Length of a file."""
+MAX_VALUES = 100_000
+"""Keys and values of a file, those behind aliases counted as often as they are named."""
 
 
 def read_layers(path: Path, named_by: str = "--config", above: tuple[Path, ...] = ()) -> dict[str, Tree]:
@@ -28,7 +36,8 @@ def read_layers(path: Path, named_by: str = "--config", above: tuple[Path, ...] 
         File name -> content without ``extends``, the oldest ancestor first.
 
     Raises:
-        UserError: A file cannot be read, is not YAML, gives a key twice, is no mapping, or extends itself.
+        UserError: A file cannot be read, is too large, is not YAML, gives a key twice, is no mapping, or extends
+            itself.
     """
     if path.resolve() in above:
         raise UserError(f"{named_by}: {path} ends up extending itself")
@@ -48,7 +57,13 @@ def to_yaml(tree: Tree) -> str:
 
 def _read(path: Path, named_by: str) -> Tree:
     try:
-        tree = yaml.load(path.read_bytes(), _Loader)
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise UserError(f"{named_by}: {path} has more than {MAX_BYTES:,} bytes, so it is not a configuration")
+        tree = yaml.load(text, _Loader)
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply") from None
     except OSError as error:
         raise UserError(f"{named_by}: cannot read {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
@@ -75,6 +90,12 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return node
 
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _num_values(node, {}) > MAX_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_VALUES:,} values with all aliases written out")
+        return node
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         last = {
@@ -85,6 +106,21 @@ class _Loader(yaml.SafeLoader):
             for place, (key, value) in enumerate(node.value)
             if not isinstance(key, yaml.ScalarNode) or last[key.tag, key.value] == place
         ]
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Nodes of a tree whose aliases are written out. MarkedYAMLError where one stands for what it is a part of."""
+    if id(node) not in known:
+        known[id(node)] = 0  # until it is known: no finished node counts nothing
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)
+    elif known[id(node)] == 0:
+        raise yaml.MarkedYAMLError(problem="an alias stands for what it is a part of", problem_mark=node.start_mark)
+    return known[id(node)]
 
 
 class _Dumper(yaml.SafeDumper):

@@ -105,11 +105,13 @@ def _missing(dataset: Dataset) -> list[int]:
 
 
 def _store_prompts(storage: Storage, table: Path, run: Run) -> None:
-    """Put the prompt table beside the shards, in the place of none or of another one."""
+    """Put the prompt table beside the shards, in the place of none, of another or of a damaged one."""
     try:
-        if PromptTable.open(storage, PROMPTS).digest == run.spec.prompts_digest:
+        there = PromptTable.open(storage, PROMPTS)
+        if there.digest == run.spec.prompts_digest:
+            there.verify()  # a few seconds for a million prompts
             return
-    except UserError:  # none, or not a prompt table
+    except (UserError, OSError):  # none, not a prompt table, or a page of it cannot be read
         pass
     storage.upload(PROMPTS, table)
 
@@ -120,8 +122,10 @@ def _prompt_table(config: GeneratePairsConfig, output: Storage, table: Path) -> 
     When the source is gone and the output has a table already, that one serves: it is what the samples refer to.
     """
     storage, name = Storage.of_file(config.prompts.path)
+    source = config.prompts.path
     if not storage.exists(name) and output.exists(PROMPTS):
-        print(f"{config.prompts.path} is gone: using the table of the output")
+        print(f"{source} is gone: using the table of the output")
+        source = f"{output.uri}/{PROMPTS}"
         output.download(PROMPTS, table)
     elif is_prompt_table(config.prompts.path):
         filters = config.prompts.model_dump(exclude={"path", "column"}, exclude_defaults=True)
@@ -135,7 +139,13 @@ def _prompt_table(config: GeneratePairsConfig, output: Storage, table: Path) -> 
         info = prepare_prompts(config.prompts, table).info
         dropped = ", ".join(f"{reason} {number:,}" for reason, number in info.dropped.items() if number) or "none"
         print(f"{config.prompts.path}: {info.count:,} prompts; dropped: {dropped}")
-    return PromptTable.open(*Storage.of_file(str(table)))
+        return PromptTable.open(*Storage.of_file(str(table)))
+    try:
+        prompts = PromptTable.open(*Storage.of_file(str(table)))
+        prompts.verify()  # nobody compares prompts and digest after this, and a worker would read what is there
+    except (UserError, OSError) as error:
+        raise UserError(f"prompts.path: {str(error).replace(str(table), source)}") from None
+    return prompts
 
 
 def _resolve(config: GeneratePairsConfig, prompts: PromptTable) -> Run:

@@ -1,15 +1,14 @@
 """What ``status.py`` and ``verify_shards.py`` print about a dataset, and what the latter mends."""
 
-import json
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from configs.errors import RunStopped, UserError
 from configs.schema import StatusConfig, VerifyShardsConfig
-from pipeline.lease import Lease, describe_owner, ended_here
+from pipeline.lease import Lease, read_lease
 from pipeline.noise import check_noise_recipe
 from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import LEASE, PROMPTS, SEALED
+from pipeline.shards.layout import PROMPTS, SEALED
 from pipeline.shards.manifest import read_commits
 from pipeline.shards.storage import Storage
 from pipeline.shards.verify import Findings, collect_garbage, verify
@@ -24,7 +23,7 @@ def status(config: StatusConfig) -> None:
     """Print how far a dataset is, from its commit records.
 
     Raises:
-        UserError: there is no dataset at the root.
+        UserError: there is no dataset at the root, or its lease is damaged.
         RunStopped: a record is damaged.
     """
     dataset = Dataset.open(Storage.open(config.root))
@@ -54,15 +53,14 @@ def _state(dataset: Dataset, num_missing: int) -> str:
             return f"sealed, yet {num_missing:,} commit records are lost; run verify_shards.py --repair"
         return "sealed: complete, manifest and data card written"
     todo = f"{num_missing:,} shards to make, run generate_pairs.py with the same config"
-    try:
-        lease = json.loads(dataset.storage.read(LEASE))
-    except FileNotFoundError:
+    lease = read_lease(dataset.storage)
+    if lease is None:
         return f"no run holds it; {todo}"
-    if ended_here(lease):
-        return f"no run holds it ({describe_owner(lease)} was killed); {todo}"
+    if lease.ended_here:
+        return f"no run holds it ({lease.owner} was killed); {todo}"
     return (
-        f"{describe_owner(lease)} holds it, heartbeat {lease['beat']}; should that number stand still for "
-        f"{3 * lease['period_s']:g} s, it has died and the next run takes over"
+        f"{lease.owner} holds it, heartbeat {lease.beat}; should that number stand still for {3 * lease.period_s:g} s, "
+        "it has died and the next run takes over"
     )
 
 

@@ -18,6 +18,6 @@ def process_identity(pid: int) -> str | None:
 def has_ended(identity: str) -> bool:
     """Whether ``identity`` was a process of this boot and pid namespace and runs no more. False if one cannot know."""
     here, parts = process_identity(os.getpid()), identity.split("-")
-    if here is None or len(parts) != 4 or here.split("-")[:2] != parts[:2]:
+    if here is None or len(parts) != 4 or here.split("-")[:2] != parts[:2] or not parts[2].isdecimal():
         return False
     return process_identity(int(parts[2])) != identity

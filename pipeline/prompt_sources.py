@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import UserError, did_you_mean
+from configs.json_text import parse_json
+from pipeline.shards.parquet_fault import DamagedParquet, reading_parquet
 from pipeline.shards.storage import Storage
 
 _MAX_LINE_BYTES = 16 << 20
@@ -69,6 +71,7 @@ def _read_txt(file: BinaryIO, path: str, column: str) -> Iterator[str]:
 
 
 def _read_csv(file: BinaryIO, path: str, column: str) -> Iterator[str]:
+    csv.field_size_limit(_MAX_LINE_BYTES)  # of this process: Python's own limit is a prompt of 131,072 characters
     rows = csv.reader((line for _, line in read_lines(file, path)), strict=True)
     try:
         header = next(rows, [])
@@ -87,9 +90,11 @@ def _read_jsonl(file: BinaryIO, path: str, column: str) -> Iterator[str | None]:
             yield None
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not JSON ({error.msg} at character {error.pos + 1})") from None
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: not a JSON object")
         if column not in row:
@@ -104,19 +109,25 @@ def _read_jsonl(file: BinaryIO, path: str, column: str) -> Iterator[str | None]:
 
 def _read_parquet(file: BinaryIO, path: str, column: str) -> Iterator[str | None]:
     try:
-        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-    except pa.ArrowInvalid:
+        with reading_parquet():
+            table = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+            columns = table.schema_arrow
+    except DamagedParquet:
         raise UserError(f"{path}: not a Parquet file, or a damaged one") from None
-    kind = table.schema_arrow.field(_index(column, table.schema_arrow.names, path)).type
+    kind = columns.field(_index(column, columns.names, path)).type
     text = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(text) or pa.types.is_large_string(text) or pa.types.is_null(text)):
         raise UserError(f"{path}: column {column} holds {kind}, not text")
     first = 0
-    for batch in table.iter_batches(_BATCH_ROWS, columns=[column], use_threads=False):
+    batches = table.iter_batches(_BATCH_ROWS, columns=[column], use_threads=False)
+    while True:
         try:
-            texts = batch.column(0).to_pylist()
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: a text in rows {first} to {first + len(batch) - 1} is not UTF-8") from None
+            with reading_parquet():
+                if (batch := next(batches, None)) is None:
+                    return
+                texts = batch.column(0).to_pylist()
+        except DamagedParquet as error:
+            raise UserError(f"{path}: rows from {first} on cannot be read ({error}); make the file again") from None
         first += len(batch)
         yield from texts
 

@@ -18,7 +18,7 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Self
@@ -27,10 +27,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import PositiveInt, ValidationError
 
 from configs.errors import UserError
-from configs.schema import PromptsConfig
+from configs.json_text import parse_json
+from configs.schema import Model, PromptsConfig
 from pipeline.prompt_sources import open_source, read_lines, read_prompts
+from pipeline.shards.parquet_fault import DamagedParquet, reading_parquet
 from pipeline.shards.storage import Storage
 
 TABLE_VERSION = 1
@@ -47,15 +50,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _WORD = re.compile(r"\w+")
 
 
-@dataclass(frozen=True)
-class TableInfo:
+class TableInfo(Model):
     """What a table says about itself in its footer."""
 
     format_version: int
     """TABLE_VERSION of its writer."""
     digest: str
     """Identity of the prompts, as 64 hex digits."""
-    count: int
+    count: PositiveInt
     """Prompts in the table."""
     read: int
     """Rows read from the source; read = count + sum of dropped."""
@@ -167,8 +169,15 @@ def _write_table(
             raise UserError(f"{config.path}: no prompt is left of {num_read} rows ({counts or 'the file is empty'})")
         seen.refuse_collisions()
         source = PurePath(config.path).name
-        info = TableInfo(TABLE_VERSION, digest.hexdigest(), num_kept, num_read, dropped, source)
-        writer.add_key_value_metadata({_INFO_KEY: json.dumps(asdict(info))})
+        info = TableInfo(
+            format_version=TABLE_VERSION,
+            digest=digest.hexdigest(),
+            count=num_kept,
+            read=num_read,
+            dropped=dropped,
+            source=source,
+        )
+        writer.add_key_value_metadata({_INFO_KEY: json.dumps(info.model_dump())})
     return info
 
 
@@ -350,29 +359,40 @@ class PromptTable:
         if self._group is None or self._group[0] != group:
             self._group = None  # let the old one go before the new one comes
             try:
-                self._group = group, self._file.read_row_group(group, use_threads=False)
-            except (pa.ArrowException, OSError) as error:
-                raise OSError(f"{self._path}: row group {group} cannot be read: {error}") from error
+                with reading_parquet():
+                    table = self._file.read_row_group(group, use_threads=False)
+                    table.validate(full=True)  # or text that is not UTF-8 comes to light only where it is used
+                self._group = group, table.cast(_SCHEMA)  # which has no nulls
+            except ValueError as error:
+                raise OSError(f"{self._path}: row group {group} cannot be read: {error}") from None
         return self._group[1]
 
 
 def _open_parquet(storage: Storage, path: str) -> pq.ParquetFile:
     where = f"{storage.uri}/{path}"
     try:
-        return pq.ParquetFile(storage.reader(path), pre_buffer=False, page_checksum_verification=True)
+        with reading_parquet():
+            return pq.ParquetFile(storage.reader(path), pre_buffer=False, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"{where}: no such file") from None
-    except pa.ArrowInvalid:
+    except DamagedParquet:
         raise UserError(f"{where}: not a Parquet file, or a damaged one") from None
 
 
 def _read_info(storage: Storage, path: str) -> TableInfo | None:
-    """Return what a Parquet file's footer says, or None if it is not a prompt table."""
-    metadata = _open_parquet(storage, path).metadata
-    entry = (metadata.metadata or {}).get(_INFO_KEY)
+    """Return what a Parquet file's footer says, or None if it is not a prompt table; UserError if it cannot be so."""
+    file, where = _open_parquet(storage, path), f"{storage.uri}/{path}"
+    entry = (file.metadata.metadata or {}).get(_INFO_KEY)
     if entry is None:
         return None
-    info = json.loads(entry)
-    if info["format_version"] > TABLE_VERSION:
-        raise UserError(f"{storage.uri}/{path}: made by a newer version (format {info['format_version']}); update")
-    return TableInfo(**info)
+    try:
+        version = parse_json(entry)["format_version"]
+        if version > TABLE_VERSION:
+            raise UserError(f"{where}: made by a newer version (format {version}); update")
+        info = TableInfo.model_validate_json(entry)
+    except (ValueError, KeyError, TypeError, ValidationError):
+        raise UserError(f"{where}: its footer is damaged; make the table again") from None
+    columns = [(field.name, field.type) for field in file.schema_arrow]
+    if info.count != file.metadata.num_rows or columns != [(field.name, field.type) for field in _SCHEMA]:
+        raise UserError(f"{where}: its rows or columns are not those of its footer; make the table again")
+    return info

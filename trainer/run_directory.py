@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from configs.errors import UserError
 from configs.fingerprint import differences, fingerprint
+from configs.json_text import parse_json
 from configs.train_schema import TrainConfig, TrainSpec
 from configs.yaml_file import to_yaml
 from pipeline.provenance import code_revision, library_versions
@@ -65,7 +66,7 @@ def begin(run_dir: Path, config: TrainConfig, spec: TrainSpec) -> None:
 
 def _compare(path: Path, spec: TrainSpec) -> None:
     try:
-        there = TrainSpec.model_validate(json.loads(path.read_bytes())["spec"])
+        there = TrainSpec.model_validate(parse_json(path.read_bytes())["spec"])
     except (ValueError, KeyError, TypeError, ValidationError):
         raise UserError(f"output: {path} is not the record of a training run; name another directory") from None
     if differing := differences(there.model_dump(mode="json"), spec.model_dump(mode="json")):

@@ -54,9 +54,10 @@ def paired_distances(dataset: Dataset, other: Dataset) -> NDArray[np.float64]:
 
 
 def _image(dataset: Dataset, path: str, row: dict[str, Any]) -> tuple[int, NDArray[np.uint8]]:
+    spec = dataset.run.spec
     try:
         members = split_members(dataset.storage.read_range(path, row["offset"], row["length"]))
-        return int(row["key"]), decode_image(members[dataset.run.spec.fields.image])
+        return int(row["key"]), decode_image(members[spec.fields.image], spec.teacher.image_shape[1:])
     except FileNotFoundError:
         raise DamagedShard(
             f"{dataset.storage.uri}/{path} is missing; if keep_images has removed it, remove {dataset.storage.uri} as "

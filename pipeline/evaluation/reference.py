@@ -19,7 +19,7 @@ from configs.errors import UserError
 from configs.evaluate_schema import EvaluateConfig
 from pipeline.evaluation.results import KID_GIVEN
 from pipeline.evaluation.scores import Scores
-from pipeline.metrics.frechet import Statistics, named_features, named_statistics
+from pipeline.metrics.frechet import Statistics, named_features, named_statistics, read_npz
 from pipeline.scoring.score_table import read_column
 from pipeline.scoring.scorer import Scorer
 from pipeline.shards.dataset import Dataset
@@ -75,9 +75,10 @@ class Reference:
     def read(cls, path: Path, source: str) -> "Reference":
         """From an ``.npz`` with mu, sigma and perhaps count and features."""
         statistics = Statistics.read(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            features = arrays["features"].astype(np.float32) if "features" in arrays else None
-        return cls(statistics, features, source)
+        features = read_npz(path, ()).get("features")
+        if features is not None and features.shape[1:] != statistics.mu.shape:
+            raise UserError(f"{path}: features {features.shape} are not of {len(statistics.mu)} numbers each")
+        return cls(statistics, None if features is None else features.astype(np.float32), source)
 
     @classmethod
     def published(cls, name: str, mode: str) -> "Reference":

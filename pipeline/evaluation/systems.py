@@ -7,7 +7,6 @@ images per prompt, so that image i of every system starts from the same noise an
     student     its export: a pipeline whose scheduler takes one step, without guidance, since that is in its weights
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.evaluate_schema import EvaluateConfig
 from configs.fingerprint import differences
+from configs.json_text import parse_json
 from configs.schema import (
     DiffusersSampler,
     FieldsConfig,
@@ -132,7 +132,7 @@ def run_directory(student: str) -> Path | None:
 
 def training_run(run_dir: Path) -> dict[str, Any]:
     """What ``run.json`` of a training run says."""
-    return json.loads((run_dir / "run.json").read_bytes())
+    return parse_json((run_dir / "run.json").read_bytes())
 
 
 def check_student(config: EvaluateConfig) -> None:

@@ -16,6 +16,9 @@ References:
     Parmar et al. 2022, On Aliased Resizing and Surprising Subtleties in GAN Evaluation, arXiv 2104.11222 (clean-fid).
 """
 
+import tokenize
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,25 @@ from numpy.typing import NDArray
 
 from configs.errors import UserError
 from pipeline.downloads import downloaded
+
+MAX_NPZ_BYTES = 4 << 30
+"""Of the arrays of a file of statistics: half a million images' features, 2048 wide."""
+_NO_NPZ = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    EOFError,
+    MemoryError,  # a header that promises more than there is
+    NotImplementedError,
+    RuntimeError,  # an encrypted archive
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What zipfile and numpy make of a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +77,14 @@ class Statistics:
         Raises:
             UserError: it is not there, or no such file.
         """
-        arrays = _read_npz(path, ("mu", "sigma"))
+        arrays = read_npz(path, ("mu", "sigma"))
         mu, sigma = (arrays[key].astype(np.float64) for key in ("mu", "sigma"))
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
             raise UserError(f"{path}: mu {mu.shape} and sigma {sigma.shape} are no mean and covariance")
-        return cls(mu, sigma, int(arrays["count"]) if "count" in arrays else None)
+        count = arrays.get("count")
+        if count is not None and count.size != 1:
+            raise UserError(f"{path}: count {count.shape} is no number of images")
+        return cls(mu, sigma, None if count is None else int(count.item()))
 
     def write(self, path: Path) -> None:
         """Write what :meth:`read` reads. A count that is not known is left out."""
@@ -142,7 +167,7 @@ def named_statistics(name: str, resolution: int | str, split: str, mode: str) ->
 def named_features(name: str, resolution: int | str, split: str, mode: str) -> NDArray[np.float32]:
     """Features of a well-known dataset, (N, 2048), for KID. As :func:`named_statistics`; few datasets have them."""
     path = _named_file(f"{name}_{mode}_{split}_{resolution}_kid.npz")
-    return _read_npz(path, ("feats",))["feats"]
+    return read_npz(path, ("feats",))["feats"]
 
 
 def _named_file(name: str) -> Path:
@@ -154,16 +179,26 @@ def _named_file(name: str) -> Path:
     return downloaded(url, path, "reference statistics", "put it there, or check name, resolution, split and mode")
 
 
-def _read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+    """The arrays of an ``.npz`` by name, ``keys`` among them.
+
+    Raises:
+        UserError: there is no such file, or it is none, larger than MAX_NPZ_BYTES when unpacked, or lacks a key.
+    """
     try:
+        with zipfile.ZipFile(path) as archive:
+            num_bytes = sum(member.file_size for member in archive.infolist())
+        if num_bytes > MAX_NPZ_BYTES:
+            raise UserError(f"{path}: {num_bytes:,} bytes when unpacked, more than the {MAX_NPZ_BYTES:,} allowed")
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            arrays = {name: array for name, array in file.items() if array.dtype.kind in "fiu"}
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file of reference statistics") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not an .npz file of arrays ({error})") from error
+    except _NO_NPZ as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not an .npz file of arrays ({cause})") from error
     if missing := [key for key in keys if key not in arrays]:
-        raise UserError(f"{path}: has no {' and no '.join(missing)}, only {', '.join(sorted(arrays))}")
+        raise UserError(f"{path}: has no {' and no '.join(missing)}, only {', '.join(sorted(arrays)) or 'none'}")
     return arrays
 
 

@@ -91,7 +91,7 @@ def _pytorch_network(path: Path, device: torch.device, *, resize_inside: bool) -
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"weights: there is no file {path}") from None
-    except (UnpicklingError, RuntimeError) as error:
+    except (UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, EOFError, AttributeError) as error:
         raise UserError(f"weights: {path} does not hold tensors alone; it is not loaded") from error
     fetch = inception_pytorch.load_state_dict_from_url
     inception_pytorch.load_state_dict_from_url = lambda *_, **__: weights

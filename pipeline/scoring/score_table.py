@@ -30,6 +30,7 @@ from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import key
 from pipeline.shards.manifest import read_commits
 from pipeline.shards.parallel import parallel_map
+from pipeline.shards.parquet_fault import reading_parquet
 from pipeline.shards.records import Commit
 from pipeline.shards.split import stored_ids
 from pipeline.shards.writer import DamagedShard
@@ -226,12 +227,12 @@ def _read_table(dataset: Dataset, record: ScorerRecord, columns: Sequence[str] |
     mend = "remove it and run score_pairs.py again"
     data = io.BytesIO(dataset.storage.read(path))
     try:
-        with pq.ParquetFile(data) as file:
+        with reading_parquet(), pq.ParquetFile(data) as file:
             schema = file.schema_arrow
             table = file.read(None if columns is None else ["key", *columns], use_threads=False)
         info = TableInfo.model_validate_json((schema.metadata or {})[_INFO_KEY])
         ids = table["key"].cast(pa.int64()).to_numpy()
-    except (pa.ArrowException, OSError, KeyError, ValidationError) as error:  # bytes in memory: damage, no storage
+    except (ValueError, KeyError) as error:
         raise DamagedShard(
             f"shard {commit.shard}: {path} is no table of scores ({type(error).__name__}); {mend}"
         ) from None

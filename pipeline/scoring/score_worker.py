@@ -113,11 +113,12 @@ class ScoreWorker:
 
     def _decode(self, file: int, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[NDArray[np.uint8]]]:
         """The images of some index rows, (H, W, 3) each; the rows come along."""
-        kind = self._dataset.run.spec.fields.image
+        spec = self._dataset.run.spec
+        kind, size = spec.fields.image, spec.teacher.image_shape[1:]
         images: list[NDArray[np.uint8]] = []
         for row in rows:
             members = split_members(os.pread(file, row["length"], row["offset"]))
-            images.append(decode_image(members[kind]))
+            images.append(decode_image(members[kind], size))
         return rows, images
 
     def _checked(

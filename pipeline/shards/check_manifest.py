@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import SEALED, SHARDS_TABLE, samples_table
 from pipeline.shards.manifest import SHARDS_SCHEMA, read_indices, shards_table, summary
+from pipeline.shards.parquet_fault import DamagedParquet, reading_parquet
 from pipeline.shards.records import Commit, DamagedRecord
 from pipeline.shards.writer import INDEX_SCHEMA
 
@@ -38,8 +39,8 @@ def check_manifest(dataset: Dataset, commits: list[Commit]) -> list[str]:
     if sealed is None:
         return []
     num_parts = sealed.get("sample_tables")
-    if not isinstance(num_parts, int):
-        return [f"{SEALED}: sample_tables is missing"]
+    if not isinstance(num_parts, int) or not 0 <= num_parts <= dataset.run.num_shards:
+        return [f"{SEALED}: sample_tables is missing, or more than there are shards"]
     problems = [
         f"{SEALED}: {name} is not that of the commit records"
         for name, value in summary(dataset, commits, num_parts).items()
@@ -91,9 +92,9 @@ class _Rows:
             self._path = path
             dataset.storage.download(path, local)
             try:
-                with pq.ParquetFile(local) as file:
+                with reading_parquet(), pq.ParquetFile(local) as file:
                     if not file.schema_arrow.equals(schema):
                         raise _DamagedTable(f"{path}: has other columns than this version of the format")
                     yield from file.iter_batches(_ROWS_PER_BATCH)
-            except (pa.ArrowException, OSError) as error:
+            except DamagedParquet as error:
                 raise _DamagedTable(f"{path}: cannot be read ({error})") from None

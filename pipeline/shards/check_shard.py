@@ -13,13 +13,14 @@ One sequential pass over the tar; memory holds one sample.
 
 import hashlib
 import io
-import json
+import math
 import tarfile
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.json_text import parse_json
 from configs.schema import PairsSpec
 from pipeline.noise import noise, noise_digest
 from pipeline.shards.dataset import Dataset
@@ -32,6 +33,8 @@ from pipeline.shards.writer import DamagedShard
 
 _JSON_KEYS = ("key", "prompt_id", "seed", "noise_digest")
 """What the JSON member repeats from the index as it is."""
+_MAX_OTHER_BYTES = 16 << 20
+"""Of headers, of a text, and of a text embedding, whose shape the spec does not tell."""
 
 
 def check_shard(dataset: Dataset, commit: Commit, prompts: LocalPrompts | None) -> None:
@@ -102,7 +105,7 @@ def _first_fault(
     dataset: Dataset, shard: int, source: "_HashingReader", stored: list[dict[str, Any]]
 ) -> DamagedShard | None:
     """Walk the tar against the index. A fault is returned, not raised: the sha256, once known, may explain it."""
-    spec = dataset.run.spec
+    spec, max_bytes = dataset.run.spec, max_member_bytes(dataset.run.spec)
     try:
         with tarfile.open(fileobj=source, mode="r|") as tar:
             for row in stored:
@@ -111,8 +114,10 @@ def _first_fault(
                 for suffix in expected_suffixes(spec):
                     info = _next(tar)
                     name = f"{row['key']}.{suffix}"
-                    if info is None or info.name != name or not info.isreg():
+                    if info is None or info.name != name or not info.isreg() or info.issparse():
                         raise DamagedShard(f"shard {shard}: member {name} is missing")
+                    if info.size > max_bytes:  # before room is made for it
+                        raise DamagedShard(f"shard {shard}: member {name} has {info.size:,} bytes, which no sample has")
                     start = start if members else info.offset
                     end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                     file = tar.extractfile(info)
@@ -150,11 +155,17 @@ def expected_suffixes(spec: PairsSpec) -> list[str]:
     return sorted(suffix for suffix, is_stored in present.items() if is_stored)
 
 
+def max_member_bytes(spec: PairsSpec) -> int:
+    """More than any member of an honest sample has, whatever its encoding: the bound of what is read at once."""
+    numbers = max(math.prod(spec.teacher.sample_shape), math.prod(spec.teacher.image_shape))
+    return 8 * numbers + _MAX_OTHER_BYTES
+
+
 def _check_members(dataset: Dataset, shard: int, row: dict[str, Any], members: dict[str, bytes]) -> None:
     spec, where = dataset.run.spec, f"of {row['key']}"
     about = {name: row[name] for name in _JSON_KEYS}
     about |= {"guidance_scale": spec.guidance_scale, "fingerprint": dataset.run.fingerprint}
-    found = json.loads(members["json"])
+    found = parse_json(members["json"])
     _expect(shard, f"json keys {where}", sorted(found), sorted(about))
     for name, value in about.items():
         _expect(shard, f"json {name} {where}", found[name], value)
@@ -175,7 +186,7 @@ def _check_members(dataset: Dataset, shard: int, row: dict[str, Any], members: d
         _expect(shard, f"txt {where}", members["txt"].decode(), row["prompt"])
     if spec.fields.image != "none":
         channels, height, width = spec.teacher.image_shape
-        image = decode_image(members[spec.fields.image])
+        image = decode_image(members[spec.fields.image], (height, width))
         _expect(shard, f"image {where}", image.shape, (height, width, channels))
 
 

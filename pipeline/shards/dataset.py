@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from configs.errors import UserError
 from configs.fingerprint import differences, fingerprint
+from configs.json_text import parse_json
 from configs.schema import FORMAT_VERSION, NOISE_RECIPE
 from pipeline.shards.layout import RUN, SEALED, commit_path, parked_path
 from pipeline.shards.records import Commit, DamagedRecord, Run
@@ -147,7 +148,7 @@ class Dataset:
             DamagedRecord: it is not what was written.
         """
         try:
-            sealed = json.loads(self.storage.read(SEALED))
+            sealed = parse_json(self.storage.read(SEALED))
         except FileNotFoundError:
             return None
         except ValueError:
@@ -163,7 +164,7 @@ def _check_version(data: bytes, where: str) -> None:
     A record that does not name its versions is left to the strict parser, and to the fingerprint.
     """
     try:
-        spec = json.loads(data)["spec"]
+        spec = parse_json(data)["spec"]
         found = {"format_version": spec["format_version"], "noise_recipe": spec["noise_recipe"]}
     except (ValueError, KeyError, TypeError):
         return

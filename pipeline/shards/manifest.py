@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import SEALED, SHARDS_TABLE, key, samples_table, sha256_hex
 from pipeline.shards.parallel import parallel_map
+from pipeline.shards.parquet_fault import DamagedParquet, reading_parquet
 from pipeline.shards.records import Commit
 from pipeline.shards.writer import INDEX_SCHEMA, DamagedShard
 
@@ -59,7 +60,7 @@ def write_manifest(dataset: Dataset) -> dict[str, Any]:
         DamagedShard: a shard is missing, or an index is not the one its commit record names.
     """
     storage = dataset.storage
-    commits = read_commits(dataset)
+    commits = read_commits(dataset, range(dataset.run.num_shards))  # by name: a listing may be late
     missing = dataset.run.num_shards - len(commits)
     if missing:
         raise DamagedShard(f"{storage.uri}: {missing} of {dataset.run.num_shards} shards have no commit record")
@@ -97,13 +98,18 @@ def seal(dataset: Dataset, summary: dict[str, Any]) -> None:
     dataset.storage.write(SEALED, json.dumps(summary, indent=1).encode())
 
 
-def read_commits(dataset: Dataset) -> list[Commit]:
-    """All commit records in order of their shards.
+def read_commits(dataset: Dataset, shards: Iterable[int] | None = None) -> list[Commit]:
+    """The commit records of some shards, those that exist, in order.
+
+    Args:
+        dataset: the dataset.
+        shards: numbers, increasing; None: those that a listing names.
 
     Raises:
         DamagedRecord: one is not what was written.
     """
-    commits = parallel_map(dataset.commit, sorted(dataset.committed()), _PARALLEL_READS)
+    numbers = sorted(dataset.committed()) if shards is None else shards
+    commits = parallel_map(dataset.commit, numbers, _PARALLEL_READS)
     return [commit for commit in commits if commit is not None]
 
 
@@ -121,11 +127,16 @@ def read_index(dataset: Dataset, commit: Commit) -> pa.Table:
     if sha256_hex(data) != commit.index_sha256:
         raise DamagedShard(f"{where} is damaged: its sha256 is not the one recorded")
     try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        with reading_parquet():
+            table = pq.read_table(io.BytesIO(data))
+            table.validate(full=True)
+    except DamagedParquet as error:
         raise DamagedShard(f"{where} is no Parquet file ({error})") from None
     if not table.schema.equals(INDEX_SCHEMA):
         raise DamagedShard(f"{where} has other columns than this version of the format")
+    offsets, lengths = (table[name].to_numpy() for name in ("offset", "length"))
+    if any((lengths < 0) | (offsets < -1) | (offsets > commit.num_bytes - lengths)):
+        raise DamagedShard(f"{where} names bytes beyond the end of the tar")
     return table
 
 

@@ -13,6 +13,7 @@ plain ``.npy``: no member needs, or is ever read with, pickle.
 
 import io
 import json
+import math
 import tarfile
 import threading
 import tokenize
@@ -111,14 +112,21 @@ def split_members(tar: bytes) -> dict[str, bytes]:
         return {suffix: file.read() for suffix, file in members if file is not None}
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+def decode_image(data: bytes, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """A png, webp or jpg member as (H, W, 3) uint8.
 
+    Args:
+        data: the member.
+        size: the height and width that it must have; looked at before a pixel is decoded.
+
     Raises:
-        ValueError: it is no image.
+        ValueError: it is no image, or of another size.
     """
     try:
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        image = Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG"))
+        if size is not None and image.size != size[::-1]:
+            raise ValueError(f"found an image of {image.height} x {image.width}, expected {size[0]} x {size[1]}")
+        return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # bytes in memory: nothing else can fail
         raise ValueError(f"no image: {error}") from None
 
@@ -127,12 +135,23 @@ def decode_array(data: bytes) -> NDArray[np.generic]:
     """An ``.npy`` member as an array.
 
     Raises:
-        ValueError: it is none, or would need pickle.
+        ValueError: it is none, or would need pickle, or is not as long as its header says.
     """
+    file = io.BytesIO(data)
     try:
         with _PARSING:
-            return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (TypeError, tokenize.TokenError) as error:  # what numpy makes of some damaged headers
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            if version not in read_header:
+                raise ValueError(f"no array: format {version}")
+            shape, is_fortran, dtype = read_header[version](file)
+            if dtype.hasobject or min(shape, default=0) < 0:
+                raise ValueError(f"no array of numbers, but {shape} {dtype}: allow_pickle is off")
+            if len(data) - file.tell() != math.prod(shape) * dtype.itemsize:  # before room is made for it
+                raise ValueError(f"no array: {len(data)} bytes for {shape} {dtype}")
+            array = np.frombuffer(data, dtype, offset=file.tell())
+            return array.reshape(shape, order="F" if is_fortran else "C").copy()
+    except (TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:  # numpy's, of some damaged headers
         raise ValueError(f"no array: {error}") from None
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from configs.schema import PairsSpec
 from pipeline.noise import noise, noise_digest
-from pipeline.shards.check_shard import expected_suffixes
+from pipeline.shards.check_shard import expected_suffixes, max_member_bytes
 from pipeline.shards.layout import key
 from pipeline.shards.members import decode_array, decode_image
 
@@ -58,6 +58,7 @@ class PairDecoder:
         fields, teacher = spec.fields, spec.teacher
         self._spec = spec
         self._suffixes = expected_suffixes(spec)
+        self._max_bytes = max_member_bytes(spec)
         self._member = fields.image if fields.x0 == "none" else "x0.npy"
         self.noise_shape = teacher.sample_shape
         self.target_shape = teacher.sample_shape if fields.x0 == "latent" else teacher.image_shape
@@ -90,7 +91,8 @@ class PairDecoder:
         if self._member == "x0.npy":
             _read_array(file, member, self._x0_prefix, target_out)
         else:
-            image = decode_image(_read(file, member.start, member.size)).transpose(2, 0, 1)
+            data = _read(file, member.start, member.size)
+            image = decode_image(data, self._spec.teacher.image_shape[1:]).transpose(2, 0, 1)
             _expect_shape(image.shape, target_out)
             np.divide(image, np.float32(127.5), out=target_out)
             np.subtract(target_out, np.float32(1), out=target_out)
@@ -104,6 +106,8 @@ class PairDecoder:
             if not head.startswith(f"{name}.{suffix}\0".encode()):
                 raise ValueError(f"there is no {suffix} where the index says")
             size = int(head[124:135], 8)
+            if not 0 <= size <= self._max_bytes:
+                raise ValueError(f"its {suffix} has {size:,} bytes, which no sample has")
             members[suffix] = _Member(position + _BLOCK, size, head[_BLOCK:])
             position += _BLOCK - (-size // _BLOCK) * _BLOCK
         if position != sample.offset + sample.length:

@@ -5,12 +5,16 @@ dialect. Both are pydantic models, so the schema is the code.
 """
 
 from collections import Counter
+from typing import Annotated, Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from configs.errors import RunStopped
 from configs.schema import Model, PairsLayout, PairsSpec, TeacherConfig
 from pipeline.shards.layout import commit_path
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A sha256 in hex."""
 
 
 class DamagedRecord(RunStopped):
@@ -54,15 +58,15 @@ class Commit(Model):
     """Number of the shard."""
     fingerprint: str
     """Fingerprint of the dataset."""
-    path: str
-    """Path of the tar below the root."""
-    sha256: str
+    path: Annotated[str, Field(pattern=r"^shards/[0-9a-f]{8}-\d{6}-[0-9a-f]{12}\.tar$")]
+    """Path of the tar below the root; never one that leads out of it."""
+    sha256: Sha256
     """Of the tar."""
     num_bytes: int
     """Of the tar."""
-    index_path: str
+    index_path: Annotated[str, Field(pattern=r"^index/\d{6}-[0-9a-f]{12}\.parquet$")]
     """Path of the index below the root."""
-    index_sha256: str
+    index_sha256: Sha256
     """Of the index."""
     num_samples: int
     """Samples in the tar."""
@@ -115,6 +119,13 @@ class Run(Model):
     """UTC time, ISO 8601."""
     code_revision: str
     """Git revision of the code that created it."""
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        expected = -(-self.spec.num_samples // self.layout.samples_per_shard)
+        if self.num_shards != expected:
+            raise ValueError(f"num_shards is {self.num_shards}, the samples make {expected}")
+        return self
 
     def to_json(self) -> bytes:
         """The record as it is stored."""

@@ -10,7 +10,6 @@ sample id, an int64: ten million take 80 MB.
 """
 
 import hashlib
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from configs.errors import UserError
+from configs.json_text import parse_json
 from configs.schema import Model
+from pipeline.shards.parquet_fault import reading_parquet
 from pipeline.shards.storage import Storage
 
 SELECTION_VERSION = 1
@@ -101,14 +102,15 @@ def read_selection(path: str, fingerprint: str) -> Selection:
     """
     storage, name = Storage.of_file(path)
     try:
-        file = pq.ParquetFile(storage.reader(name))
-        info = _info(path, file)
-        parts = [batch.column("key").cast(pa.int64()) for batch in file.iter_batches(_ROWS, columns=["key"])]
-        sample_ids = np.concatenate([np.zeros(0, np.int64), *(part.to_numpy() for part in parts)])
+        with reading_parquet():
+            file = pq.ParquetFile(storage.reader(name))
+            info = _info(path, file)
+            parts = [batch.column("key").cast(pa.int64()) for batch in file.iter_batches(_ROWS, columns=["key"])]
+            sample_ids = np.concatenate([np.zeros(0, np.int64), *(part.to_numpy() for part in parts)])
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a selection, or leave data.selection out") from None
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise UserError(f"{path}: not a selection, or a damaged one ({str(error).splitlines()[0]})") from None
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a selection, or a damaged one ({error})") from None
     if info.fingerprint != fingerprint:
         raise UserError(
             f"{path}: selects from dataset {info.fingerprint[:12]}, and this is {fingerprint[:12]}; "
@@ -127,7 +129,7 @@ def _info(path: str, file: pq.ParquetFile) -> SelectionInfo:
     if entry is None:
         raise UserError(f"{path}: not a selection: its footer has no {_INFO_KEY.decode()}; name a selection")
     try:
-        version = json.loads(entry)["format_version"]
+        version = parse_json(entry)["format_version"]
         if version != SELECTION_VERSION:
             raise UserError(
                 f"{path}: is a selection of format {version!r}, this code knows {SELECTION_VERSION} only; "

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from configs.errors import UserError
 
 BLOCK_BYTES = 16 * 2**20
@@ -105,13 +107,14 @@ def canonical_json(value: object) -> bytes:
 
 
 def _header(path: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(path, framework="np"):
+            pass  # the library's own check: lengths, names, dtypes, shapes, and that the data are all there
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file, or cut short ({error}); copy or download it again") from None
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header_bytes = file.read(min(length, path.stat().st_size))
-    try:
-        header: dict[str, Any] = json.loads(header_bytes)
-    except ValueError:
-        raise UserError(f"{path}: not a safetensors file, or cut short; copy or download it again") from None
+        header: dict[str, Any] = json.loads(file.read(length))
     header.pop("__metadata__", None)
     tensors: dict[str, StoredTensor] = {}
     for name, entry in header.items():

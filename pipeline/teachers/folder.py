@@ -8,13 +8,13 @@ guidance) is refused with the reason.
 Only safetensors are read, never a pickle. Nothing here builds a network or imports torch: a login node can do it.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import UserError
+from configs.json_text import parse_json
 from configs.schema import StableDiffusionTeacherConfig
 from pipeline.teachers import builtin
 
@@ -205,7 +205,7 @@ def _misfits(folder: PipelineFolder) -> Iterator[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: missing; copy or download the folder again") from None
     except ValueError as error:

@@ -1,18 +1,21 @@
 """From a config to a finished dataset: what is refused, planned, resumed and mended on the way."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from support.forge import flip
 from support.toy import PROMPTS, files, samples, shard_bytes, toy_config
 
 from configs.errors import UserError
 from pipeline.generate import generate_pairs
 from pipeline.pairs import PairWorker
 from pipeline.processes import process_identity
-from pipeline.prompts import prepare_prompts
+from pipeline.prompts import PromptTable, prepare_prompts
+from pipeline.shards.storage import Storage
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +164,31 @@ def test_two_prompts_in_one_batch_and_a_prompt_across_batches(tmp_path, dataset)
     }
 
 
-def test_a_damaged_prompt_table_of_a_complete_dataset_is_replaced(tmp_path, dataset):
+def damage_page(table):
+    """The footer stays right, and the prompts do not."""
+    table.write_bytes(flip(table.read_bytes(), table.stat().st_size // 4))
+    assert PromptTable.open(*Storage.of_file(str(table))).num_prompts == 5
+
+
+@pytest.mark.parametrize("damage", [lambda table: table.write_bytes(b"damaged"), damage_page])
+@pytest.mark.parametrize("missing", ["SEALED.json", "commits/000003.json"])
+def test_a_damaged_prompt_table_of_an_unfinished_dataset_is_replaced(tmp_path, dataset, damage, missing):
     config = toy_config(tmp_path / "root", tmp_path)
-    generate_pairs(config)
-    table = tmp_path / "root/prompts.parquet"
+    root = shutil.copytree(dataset[1], tmp_path / "root")
+    table = root / "prompts.parquet"
     right = table.read_bytes()
-    table.write_bytes(b"damaged")
-    (tmp_path / "root/SEALED.json").unlink()
+    damage(table)
+    (root / "SEALED.json").unlink()
+    (root / missing).unlink(missing_ok=True)
     generate_pairs(config)
     assert table.read_bytes() == right
-    assert (tmp_path / "root/SEALED.json").exists()
+    assert (root / "SEALED.json").exists()
+    assert shard_bytes(root) == shard_bytes(dataset[1])
+
+
+def test_a_damaged_table_that_is_named_is_refused_before_anything_is_written(tmp_path, dataset):
+    table = shutil.copy(dataset[1] / "prompts.parquet", tmp_path / "table.parquet")
+    damage_page(table)
+    with pytest.raises(UserError, match=r"^prompts.path: .*/table.parquet: row group 0 cannot be read"):
+        generate_pairs(toy_config(tmp_path / "root", tmp_path, prompts={"path": str(table)}))
+    assert not (tmp_path / "root").exists()

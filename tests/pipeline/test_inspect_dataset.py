@@ -258,6 +258,13 @@ def test_status_sees_that_the_owner_of_a_lease_was_killed(root, capsys):
     assert state(root, capsys).startswith(f"no run holds it (process {child.pid} on {socket.gethostname()} was killed)")
 
 
+def test_status_names_a_damaged_lease(root):
+    (root / "SEALED.json").unlink()
+    (root / "lease.json").write_text("{")
+    with pytest.raises(UserError, match=r"lease.json: damaged, .* delete it"):
+        status(StatusConfig(root=str(root)))
+
+
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
     for look in (check, lambda root: status(StatusConfig(root=str(root)))):
         with pytest.raises(UserError, match=r"no run.json, so not a pair dataset"):

@@ -92,6 +92,18 @@ def test_a_deleted_lease_is_taken_again(storage):
         assert json.loads(storage.read(LEASE))["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"id": "x"}', b"\xff\x00", b'{"period_s": "soon"}'])
+def test_a_lease_that_nobody_wrote_is_named_with_the_way_on(storage, content):
+    storage.write(LEASE, content)
+    with pytest.raises(UserError, match=r"root/lease.json: damaged, .*; if no run does, delete it and run") as caught:
+        Lease(storage, PERIOD).__enter__()
+    assert "\n" not in str(caught.value)
+    assert storage.read(LEASE) == content  # a run of a newer version may hold it
+    storage.delete(LEASE)
+    with Lease(storage, PERIOD):
+        pass
+
+
 def test_a_run_that_lost_its_lease_is_told_so(storage):
     with Lease(storage, PERIOD) as lease:
         lease.check()

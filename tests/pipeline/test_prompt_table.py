@@ -17,6 +17,9 @@ from pipeline import prompts as prompts_module
 from pipeline.prompts import PromptTable, is_prompt_table, prepare_prompts
 from pipeline.shards.storage import Storage
 
+BROKEN_TEXT = pa.Array.from_buffers(
+    pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
+)
 function_scoped = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
 
@@ -108,3 +111,27 @@ def test_damage_is_noticed(prepare: Callable, tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / "forged.parquet")
         with pytest.raises(UserError, match=message):
             open_table(tmp_path / "forged.parquet").verify()
+
+
+@pytest.mark.parametrize(
+    ("footer", "columns", "message"),
+    [
+        (b"{", {}, "its footer is damaged"),
+        (b"[]", {}, "its footer is damaged"),
+        (b'{"format_version": "1"}', {}, "its footer is damaged"),
+        (b'{"format_version": 1, "digest": "0", "count": -2}', {}, "its footer is damaged"),
+        (None, {"prompt_id": ["a", "b", "c"], "prompt": ["x", "y", "z"]}, "its rows or columns are not those"),
+        (None, {"prompt_id": [1, 2], "prompt": ["x", "y"]}, "its rows or columns are not those"),
+        (None, {"prompt": ["x", "y"]}, "its rows or columns are not those"),
+        (None, {"prompt_id": ["a", None], "prompt": ["x", "y"]}, "row group 0 cannot be read"),
+        (None, {"prompt_id": ["a", "b"], "prompt": BROKEN_TEXT}, "row group 0 cannot be read"),
+    ],
+)
+def test_a_forged_table_is_refused_in_one_line(prepare: Callable, tmp_path: Path, footer, columns, message) -> None:
+    report, _ = prepare(["x", "y"])
+    right = pq.read_metadata(report.output).metadata[b"potstill.prompts"]
+    table = pa.table(columns or {"prompt_id": ["a", "b"], "prompt": ["x", "y"]})
+    pq.write_table(table.replace_schema_metadata({b"potstill.prompts": footer or right}), tmp_path / "forged.parquet")
+    with pytest.raises((UserError, OSError), match=f"forged.parquet: {message}") as caught:
+        open_table(tmp_path / "forged.parquet").verify()
+    assert "\n" not in str(caught.value)

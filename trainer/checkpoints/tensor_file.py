@@ -4,7 +4,8 @@ A file is taken only if its names, shapes and dtypes are those of the network it
 cast. The first that differs is named.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -29,12 +30,11 @@ def tensor_names(path: Path) -> set[str]:
     """The names of the tensors in a file.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or no such file.
     """
     from safetensors import safe_open
 
-    _require(path)
-    with safe_open(path, framework="pt") as file:
+    with _reading(path), safe_open(path, framework="pt") as file:
         return set(file.keys())
 
 
@@ -45,12 +45,13 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
         Views of the file itself, which change when it does: copy what is to be kept.
 
     Raises:
-        UserError: it is not there, or a name, shape or dtype differs: the first one, in the order of ``expected``.
+        UserError: it is not there or no such file, or a name, shape or dtype differs: the first one, in the order of
+            ``expected``.
     """
     from safetensors.torch import load_file
 
-    _require(path)
-    tensors = load_file(path)
+    with _reading(path):
+        tensors = load_file(path)
     for name, like in expected.items():
         if name not in tensors:
             raise UserError(f"{path}: has no tensor {name}; it is not of this network")
@@ -71,9 +72,16 @@ def load_network(path: Path, network: nn.Module) -> None:
     network.load_state_dict(read_tensors(path, network.state_dict()))
 
 
-def _require(path: Path) -> None:
+@contextmanager
+def _reading(path: Path) -> Generator[None]:
+    from safetensors import SafetensorError
+
     if not path.is_file():
         raise UserError(f"{path}: missing; it was not among what was saved")
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file, or damaged ({error})") from None
 
 
 def _kind(tensor: Tensor) -> str:
