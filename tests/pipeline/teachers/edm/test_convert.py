@@ -67,7 +67,7 @@ REFUSED = [
     (change("label_dim", 11), r"model.map_label.weight has shape \(8, 10\), not \(8, 11\)"),
     (
         change("model_type", "DhariwalUNet"),
-        "than the adm it should be: no model.out_conv.bias, but model.dec.16x16_aux",
+        "than the adm it should be: no model.out_conv.bias; model.dec.16x16_aux_conv.bias is not",
     ),
     (lambda tensors, kwargs: tensors.pop("model.map_layer0.bias"), "no model.map_layer0.bias"),
     (lambda tensors, kwargs: tensors.update({"model.more.bias": FILTER}), "model.more.bias is not of it"),
