@@ -106,9 +106,8 @@ def test_the_command_converts_and_refuses_with_exit_code_2(tmp_path: Path) -> No
     done = run("convert_edm", str(path), "--output", str(tmp_path / "cut"))
     assert done.returncode == 2
     assert "not a whole pickle of a network" in done.stderr
-    done = run("convert_edm", str(path), "--output", str(tmp_path / "teacher"))
-    assert done.returncode == 2
-    assert "exists already; name a new folder" in done.stderr
+    with pytest.raises(UserError, match="exists already; name a new folder"):
+        convert(path, tmp_path / "teacher")
 
 
 # ----------------------------------------------------------------------------------------------------- OpenAI
