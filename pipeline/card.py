@@ -15,7 +15,7 @@ from pipeline.pairs import preview_ids
 from pipeline.prompts import PromptTable
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import CARD, CONTACT_SHEET, PROMPTS, key, preview_path
-from pipeline.shards.members import decode_image
+from pipeline.shards.members import decode_image, prompt_suffix
 
 _COLUMNS = 6
 _CELL_PIXELS = 192
@@ -153,7 +153,8 @@ def _members(spec: PairsSpec) -> dict[str, str]:
     if fields.text_embedding:
         members["text_embedding.npy"] = "tokens x width float16"
     if fields.prompt:
-        members["txt"] = "the prompt"
+        suffix = prompt_suffix(spec)
+        members[suffix] = "the class, a number from 0" if suffix == "cls" else "the prompt"
     if fields.image != "none":
         members[fields.image] = f"{image}, 8 bit"
     return members

@@ -265,7 +265,7 @@ class PairWorker:
     def _encode(self, sample: Sample) -> tuple[Sample, dict[str, bytes]]:
         if sample.image is not None and int(sample.row.key) in self._previews:
             self._dataset.storage.write(preview_path(int(sample.row.key)), encode_preview(sample.image))
-        return sample, encode_members(sample, self._spec.fields, self._dataset.run.fingerprint)
+        return sample, encode_members(sample, self._spec, self._dataset.run.fingerprint)
 
     def _write(self, writer: ShardWriter, future: Future[tuple[Sample, dict[str, bytes]]]) -> None:
         sample, members = future.result()

@@ -5,7 +5,7 @@
              ``prompt_truncated`` (its count excepted) and the reasons of rejections (those of the record) are derived
              again: prompts from the table, noise digests from seed and sample id
     tar      sha256; the members of every stored sample, complete, and they lie where the index says
-    members  json: every value;  noise: its digest;  txt: the prompt;  x0, text embedding: shape, dtype, finite;
+    members  json: every value;  noise: its digest;  txt, cls: the prompt;  x0, text embedding: shape, dtype, finite;
              image: decodes to the right shape
 
 One sequential pass over the tar; memory holds one sample.
@@ -27,7 +27,7 @@ from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import key
 from pipeline.shards.local_prompts import LocalPrompts
 from pipeline.shards.manifest import read_index
-from pipeline.shards.members import decode_array, decode_image
+from pipeline.shards.members import decode_array, decode_image, prompt_suffix
 from pipeline.shards.records import Commit
 from pipeline.shards.writer import DamagedShard
 
@@ -149,7 +149,7 @@ def expected_suffixes(spec: PairsSpec) -> list[str]:
         "noise.npy": fields.noise,
         "x0.npy": fields.x0 != "none",
         "text_embedding.npy": fields.text_embedding,
-        "txt": fields.prompt,
+        prompt_suffix(spec): fields.prompt,
         fields.image: fields.image != "none",
     }
     return sorted(suffix for suffix, is_stored in present.items() if is_stored)
@@ -182,8 +182,9 @@ def _check_members(dataset: Dataset, shard: int, row: dict[str, Any], members: d
         embedding = decode_array(members["text_embedding.npy"])
         _expect(shard, f"text_embedding {where}", (embedding.ndim, embedding.dtype), (2, np.dtype("float16")))
         _expect(shard, f"text_embedding {where} finite", _is_finite(embedding), True)
-    if "txt" in members:
-        _expect(shard, f"txt {where}", members["txt"].decode(), row["prompt"])
+    if spec.fields.prompt:
+        suffix = prompt_suffix(spec)
+        _expect(shard, f"{suffix} {where}", members[suffix].decode(), row["prompt"])
     if spec.fields.image != "none":
         channels, height, width = spec.teacher.image_shape
         image = decode_image(members[spec.fields.image], (height, width))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import configs
-from configs.builtin_schema import BuiltinJudgeConfig, BuiltinTeacherConfig
+from configs.builtin_schema import BuiltinJudgeConfig, BuiltinTeacherConfig, SmallEdmTeacherConfig
 from configs.evaluate_schema import EvaluateConfig
 from configs.load import parse
 from configs.schema import GeneratePairsConfig, PreparePromptsConfig
@@ -20,12 +20,14 @@ MODELS = {
     "evaluate.yaml": EvaluateConfig,
     "teacher.yaml": BuiltinTeacherConfig,
     "judge.yaml": BuiltinJudgeConfig,
+    "edm_teacher.yaml": SmallEdmTeacherConfig,
 }
 _FASHION = ["--data", "/data"]
 NEEDED = {
     "train.yaml": ["--data.pairs", "/pairs"],
     "teacher.yaml": _FASHION,
     "judge.yaml": _FASHION,
+    "edm_teacher.yaml": _FASHION,
     "evaluate.yaml": ["--teacher.path", "/teacher", "--prompts.path", "/prompts.txt", "--reference", "/real.npz"],
 }
 """What a file leaves to the command line, besides the output."""
