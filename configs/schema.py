@@ -279,7 +279,20 @@ class WorkersRuntime(Model):
         return self
 
 
-class PairsRuntime(WorkersRuntime):
+class DatasetRuntime(WorkersRuntime):
+    """How the shards of a dataset are made. Never part of the identity: change any of it between two runs."""
+
+    batch_size: PositiveInt = 16
+    """Samples that are computed together."""
+    max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The run stops when a larger share of the samples is rejected (not finite, constant or of a wrong shape)."""
+    temp_dir: str | None = None
+    """Node-local folder for shards being written; None is the system's temporary folder."""
+    lease_period_s: PositiveFloat = 10.0
+    """Seconds between heartbeats of the lease that keeps two runs off one output; stale after three periods."""
+
+
+class PairsRuntime(DatasetRuntime):
     """How pairs are made. Never part of the identity: change any of it between two runs of one output."""
 
     batch_size: PositiveInt = 16
@@ -288,12 +301,6 @@ class PairsRuntime(WorkersRuntime):
     """torch.compile the network."""
     channels_last: bool = False
     """Use the channels_last memory format."""
-    max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """The run stops when a larger share of the samples is rejected (not finite, constant or of a wrong shape)."""
-    temp_dir: str | None = None
-    """Node-local folder for shards being written; None is the system's temporary folder."""
-    lease_period_s: PositiveFloat = 10.0
-    """Seconds between heartbeats of the lease that keeps two runs off one output; stale after three periods."""
 
 
 # ----------------------------------------------------------------------------------------------- one per script

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from configs.schema import PairsSpec
-from pipeline.pairs import preview_ids
 from pipeline.prompts import PromptTable
+from pipeline.shard_maker import preview_ids
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import CARD, CONTACT_SHEET, PROMPTS, key, preview_path
 from pipeline.shards.members import decode_image

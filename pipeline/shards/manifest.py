@@ -21,7 +21,7 @@ from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import SEALED, SHARDS_TABLE, key, samples_table, sha256_hex
 from pipeline.shards.parallel import parallel_map
 from pipeline.shards.records import Commit
-from pipeline.shards.writer import INDEX_SCHEMA, DamagedShard
+from pipeline.shards.writer import DamagedShard, index_schema
 
 ROWS_PER_PART = 1_000_000
 _PARALLEL_READS = 16
@@ -124,7 +124,7 @@ def read_index(dataset: Dataset, commit: Commit) -> pa.Table:
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
         raise DamagedShard(f"{where} is no Parquet file ({error})") from None
-    if not table.schema.equals(INDEX_SCHEMA):
+    if not table.schema.equals(index_schema(dataset.run.spec)):
         raise DamagedShard(f"{where} has other columns than this version of the format")
     return table
 

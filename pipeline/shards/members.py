@@ -73,11 +73,11 @@ def encode_members(sample: Sample, fields: FieldsConfig, fingerprint: str) -> di
     }
     members = {"json": json.dumps(about, sort_keys=True).encode()}
     if fields.noise:
-        members["noise.npy"] = _npy(sample.noise)
+        members["noise.npy"] = npy(sample.noise)
     if sample.x0 is not None:
-        members["x0.npy"] = _npy(sample.x0)
+        members["x0.npy"] = npy(sample.x0)
     if sample.text_embedding is not None:
-        members["text_embedding.npy"] = _npy(sample.text_embedding)
+        members["text_embedding.npy"] = npy(sample.text_embedding)
     if fields.prompt:
         members["txt"] = row.prompt.encode()
     if fields.image != "none" and sample.image is not None:
@@ -136,7 +136,13 @@ def decode_array(data: bytes) -> NDArray[np.generic]:
         raise ValueError(f"no array: {error}") from None
 
 
-def _npy(array: NDArray[np.generic]) -> bytes:
+def is_finite(array: NDArray[Any]) -> bool:
+    """Whether every value is."""
+    return bool(np.isfinite(array).all())
+
+
+def npy(array: NDArray[np.generic]) -> bytes:
+    """An array as an ``.npy`` member: C order, no pickle."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
