@@ -68,14 +68,27 @@ class StableDiffusionTeacherConfig(Model):
     """Precision of the networks. Scheduler arithmetic, guidance and x0 stay float32."""
 
 
-TeacherConfig = Annotated[MixtureTeacherConfig | StableDiffusionTeacherConfig, Field(discriminator="kind")]
+class EdmTeacherConfig(Model):
+    """A pixel-space network of Karras et al. 2022 (EDM), class-conditional or not: DDPM++ or ADM."""
+
+    kind: Literal["edm"] = "edm"
+    """Discriminator."""
+    path: str
+    """A folder with config.json and model.safetensors, as stages/convert_edm.py makes it of a published checkpoint."""
+    dtype: Dtype = "float32"
+    """Precision of the network's layers. Noise embedding, preconditioning and x0 stay float32."""
+
+
+TeacherConfig = Annotated[
+    MixtureTeacherConfig | StableDiffusionTeacherConfig | EdmTeacherConfig, Field(discriminator="kind")
+]
 
 
 class TeacherIdentity(Model):
     """What makes two teachers the same teacher, wherever their files lie."""
 
     kind: str
-    """``mixture`` or ``stable_diffusion``."""
+    """``mixture``, ``stable_diffusion`` or ``edm``."""
     weights_digest: str
     """sha256 over every tensor and every setting that shapes the output; independent of path and file split."""
     dtype: Dtype
@@ -176,7 +189,7 @@ class FieldsConfig(Model):
     image: Literal["png", "webp", "jpg", "none"] = "png"
     """Store a viewable 8-bit picture: png and webp are lossless, jpg is quality 95 without chroma subsampling."""
     prompt: bool = True
-    """Store the prompt as text. Off: it is still in the index."""
+    """Store the prompt as text, or the class of a class-conditional teacher as .cls. Off: it is still in the index."""
     text_embedding: bool = False
     """Store the prompt embedding (float16). Large; it repeats for every pair of a prompt."""
 
@@ -231,7 +244,9 @@ class PromptsConfig(Model):
     """Where prompts come from, and which are kept."""
 
     path: str
-    """Prompts as .txt (one a line), .csv, .jsonl or .parquet; a table made by prepare_prompts.py is taken as it is."""
+    """Prompts as .txt (one a line), .csv, .jsonl or .parquet; a table made by prepare_prompts.py is taken as it is. For
+    a class-conditional teacher the prompts are class numbers from 0, or classes: one drawn uniformly for each prompt
+    that spec.num_samples asks for. classes is also what an unconditional teacher takes: no class, so often."""
     column: str = "prompt"
     """Column or key with the text, for csv, jsonl and parquet."""
     min_chars: Annotated[int, Field(ge=0)] = 1
@@ -242,6 +257,8 @@ class PromptsConfig(Model):
     """Text file of words, one a line; prompts with one as a whole word, in any case, are dropped and counted."""
     limit: PositiveInt | None = None
     """Keep only the first so many prompts."""
+    keep_duplicates: bool = False
+    """Keep a prompt that was there before, as a list with a class for each sample needs it."""
 
 
 class PairsLayout(Model):

@@ -240,11 +240,13 @@ class TrainConfig(Model):
             raise ValueError("data.pairs: missing; give the dataset, or set loss.regression_weight 0 to do without")
         if not self.data.sources and self.data.prompts is None:
             raise ValueError("data.prompts: missing; without pairs a prompt table is needed")
-        if self.teacher.kind == "stable_diffusion" and self.teacher.dtype not in ("float32", self.precision):
+        if self.teacher.kind != "mixture" and self.teacher.dtype not in ("float32", self.precision):
             raise ValueError(
                 f"teacher.dtype: {self.teacher.dtype} under precision {self.precision} would round the real score and "
                 "not the fake one; give float32" + (" or bfloat16" if self.precision == "bfloat16" else "")
             )
+        if self.teacher.kind == "edm" and self.loss.guidance_scale != 1:
+            raise ValueError("loss.guidance_scale: EDM networks know no empty condition to be guided from; set 1")
         if self.loss.dm_on_pairs and self.loss.regression_weight == 0:
             raise ValueError("loss.dm_on_pairs: needs pairs, and with loss.regression_weight 0 none are read")
         return self

@@ -11,6 +11,7 @@ from pipeline.contact_sheet import contact_sheet
 from pipeline.prompts import PromptTable
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import CARD, CONTACT_SHEET, PROMPTS
+from pipeline.shards.members import prompt_suffix
 
 HOW_TO_READ = """To read them, in this folder:
 
@@ -111,7 +112,8 @@ def _members(spec: PairsSpec) -> dict[str, str]:
     if fields.text_embedding:
         members["text_embedding.npy"] = "tokens x width float16"
     if fields.prompt:
-        members["txt"] = "the prompt"
+        suffix = prompt_suffix(spec)
+        members[suffix] = "the class, a number from 0" if suffix == "cls" else "the prompt"
     if fields.image != "none":
         members[fields.image] = f"{image}, 8 bit"
     return members

@@ -14,6 +14,7 @@ from configs.fingerprint import fingerprint
 from configs.schema import GeneratePairsConfig, PairsSpec
 from pipeline import teachers
 from pipeline.card import write_card
+from pipeline.class_labels import CLASSES, write_labels
 from pipeline.dataset_run import DatasetRun, full_disk_stops, num_shards
 from pipeline.driver import Executor
 from pipeline.executors import make_executor
@@ -41,7 +42,9 @@ def generate_pairs(config: GeneratePairsConfig) -> None:
     teachers.check(config.teacher, config.spec)
     with tempfile.TemporaryDirectory() as folder, full_disk_stops(storage.uri):
         table = Path(folder) / PROMPTS
-        run = _resolve(config, _prompt_table(config, storage, table))
+        prompts = _prompt_table(config, storage, table)
+        teachers.check_prompts(config.teacher, prompts)
+        run = _resolve(config, prompts)
         if config.plan:
             print_plan(config, run, table)
             return
@@ -79,6 +82,10 @@ def _prompt_table(config: GeneratePairsConfig, output: Storage, table: Path) -> 
 
     When the source is gone and the output has a table already, that one serves: it is what the samples refer to.
     """
+    if config.prompts.path == CLASSES:
+        spec, num_classes = config.spec, teachers.num_classes(config.teacher)
+        write_labels(table, config.prompts, num_classes, spec.seed, spec.num_samples, spec.pairs_per_prompt)
+        return PromptTable.open(*Storage.of_file(str(table)))
     storage, name = Storage.of_file(config.prompts.path)
     if not storage.exists(name) and output.exists(PROMPTS):
         print(f"{config.prompts.path} is gone: using the table of the output")

@@ -167,4 +167,4 @@ class PairWorker:
     def _encode(self, sample: Sample) -> dict[str, bytes]:
         if sample.image is not None and int(sample.row.key) in self._previews:
             self._dataset.storage.write(preview_path(int(sample.row.key)), encode_preview(sample.image))
-        return encode_members(sample, self._spec.fields, self._dataset.run.fingerprint)
+        return encode_members(sample, self._spec, self._dataset.run.fingerprint)

@@ -1,6 +1,7 @@
 """Prompt tables: normalised, filtered, de-duplicated prompts with stable ids, in one Parquet file.
 
-A table is a list of different prompts p_0 ... p_{n-1}. What identifies it is its digest,
+A table is a list of prompts p_0 ... p_{n-1}, different ones unless repeated ones were asked for. What identifies it is
+its digest,
 
     digest = sha256( concat_i  id_i TAB p_i LF ),      id_i = first 16 hex digits of sha256(p_i),
 
@@ -24,13 +25,13 @@ from pathlib import Path, PurePath
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import UserError
 from configs.schema import PromptsConfig
 from pipeline.prompt_sources import open_source, read_lines, read_prompts
+from pipeline.seen_digests import SeenDigests
 from pipeline.shards.storage import Storage
 
 TABLE_VERSION = 1
@@ -116,60 +117,93 @@ def prepare_prompts(config: PromptsConfig, output: Path | str) -> PromptReport:
     output = str(output)
     if PurePath(output).suffix != ".parquet":
         raise UserError(f"{output}: a prompt table is a .parquet file; name the output so")
-    storage, name = Storage.of_file(output)
     blocked = read_blocklist(config.blocklist) if config.blocklist else None
     column = "prompt" if is_prompt_table(config.path) else config.column
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.parquet"
-        info = _write_table(table, read_prompts(config.path, column), config, blocked)
-        if storage.exists(name):
-            existing = _read_info(storage, name)
-            if existing is None or existing.digest != info.digest:
-                raise UserError(f"{output}: exists and does not hold these prompts; remove it or name another output")
-            return PromptReport(output, info, written=False)
-        storage.upload(name, table)
+        return store_table(table, _write_table(table, read_prompts(config.path, column), config, blocked), output)
+
+
+def store_table(table: Path, info: TableInfo, output: str) -> PromptReport:
+    """Put a table that has just been written at ``output``, a path or URI, unless it is there already.
+
+    Raises:
+        UserError: ``output`` holds something else.
+    """
+    storage, name = Storage.of_file(output)
+    if storage.exists(name):
+        existing = _read_info(storage, name)
+        if existing is None or existing.digest != info.digest:
+            raise UserError(f"{output}: exists and does not hold these prompts; remove it or name another output")
+        return PromptReport(output, info, written=False)
+    storage.upload(name, table)
     return PromptReport(output, info, written=True)
+
+
+def write_rows(path: Path, prompts: Iterable[str], source: str) -> TableInfo:
+    """Write a table of prompts as they are, repeated ones too; ``source`` says for people where they come from."""
+    with _TableWriter(path) as writer:
+        for prompt in prompts:
+            writer.add(_digest(prompt)[:8].hex(), prompt)
+        return writer.finish(writer.count, dict.fromkeys(REASONS, 0), source)
 
 
 def _write_table(
     path: Path, texts: Iterable[str | None], config: PromptsConfig, blocked: Callable[[str], bool] | None
 ) -> TableInfo:
     dropped: dict[str, int] = dict.fromkeys(REASONS, 0)
-    digest = hashlib.sha256()
-    num_read = num_kept = 0
+    num_read = 0
     seen = SeenDigests()
-    ids: list[str] = []
-    prompts: list[str] = []
-    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer:
-
-        def flush() -> None:
-            digest.update(_canonical(ids, prompts))
-            writer.write_table(pa.table([ids, prompts], schema=_SCHEMA), row_group_size=_ROW_GROUP)
-            ids.clear()
-            prompts.clear()
-
+    with _TableWriter(path) as writer:
         for prompt_id, prompt, reason in _judge(texts, config, blocked, seen):
             num_read += 1
             if reason is not None:
                 dropped[reason] += 1
                 continue
-            num_kept += 1
-            ids.append(prompt_id)
-            prompts.append(prompt)
-            if len(ids) == _ROW_GROUP:
-                flush()
-            if num_kept == config.limit:
+            writer.add(prompt_id, prompt)
+            if writer.count == config.limit:
                 break
-        if ids:
-            flush()
-        if num_kept == 0:
+        if writer.count == 0:
             counts = ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number)
             raise UserError(f"{config.path}: no prompt is left of {num_read} rows ({counts or 'the file is empty'})")
         seen.refuse_collisions()
-        source = PurePath(config.path).name
-        info = TableInfo(TABLE_VERSION, digest.hexdigest(), num_kept, num_read, dropped, source)
-        writer.add_key_value_metadata({_INFO_KEY: json.dumps(asdict(info))})
-    return info
+        return writer.finish(num_read, dropped, PurePath(config.path).name)
+
+
+class _TableWriter:
+    """A table on its way to the disk, a row group at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.count = 0
+        self._ids: list[str] = []
+        self._prompts: list[str] = []
+        self._sha256 = hashlib.sha256()
+        self._file = pq.ParquetWriter(path, _SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, prompt_id: str, prompt: str) -> None:
+        self.count += 1
+        self._ids.append(prompt_id)
+        self._prompts.append(prompt)
+        if len(self._ids) == _ROW_GROUP:
+            self._flush()
+
+    def finish(self, num_read: int, dropped: dict[str, int], source: str) -> TableInfo:
+        if self._ids:
+            self._flush()
+        info = TableInfo(TABLE_VERSION, self._sha256.hexdigest(), self.count, num_read, dropped, source)
+        self._file.add_key_value_metadata({_INFO_KEY: json.dumps(asdict(info))})
+        return info
+
+    def _flush(self) -> None:
+        self._sha256.update(_canonical(self._ids, self._prompts))
+        self._file.write_table(pa.table([self._ids, self._prompts], schema=_SCHEMA), row_group_size=_ROW_GROUP)
+        self._ids, self._prompts = [], []
 
 
 def _judge(
@@ -182,7 +216,7 @@ def _judge(
         digests = [_digest(prompt) for prompt in chunk]
         passed = [position for position, reason in enumerate(reasons) if reason is None]
         is_new = seen.add([digests[position] for position in passed])
-        for position in np.flatnonzero(~is_new):
+        for position in np.flatnonzero(~is_new & (not config.keep_duplicates)):
             reasons[passed[position]] = "duplicate"
         for digest, prompt, reason in zip(digests, chunk, reasons, strict=True):
             yield digest[:8].hex(), prompt, reason
@@ -207,42 +241,6 @@ def _digest(prompt: str) -> bytes:
 
 def _canonical(ids: Sequence[str], prompts: Sequence[str]) -> bytes:
     return "".join(f"{prompt_id}\t{prompt}\n" for prompt_id, prompt in zip(ids, prompts, strict=True)).encode()
-
-
-class SeenDigests:
-    """A growing set of 16-byte digests in sorted arrays, at 16 bytes each; a Python set takes about 100.
-
-    Runs at least halve in length from one to the next, so there are O(log n) of them and each digest is merged
-    O(log n) times.
-    """
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._runs: list[npt.NDArray[np.bytes_]] = []
-
-    def add(self, digests: Sequence[bytes]) -> npt.NDArray[np.bool_]:
-        """Add digests and say of each whether it is the first of its kind."""
-        unique, first = np.unique(np.frombuffer(b"".join(digests), "S16"), return_index=True)
-        new = np.ones(len(unique), bool)
-        for run in self._runs:
-            at = np.searchsorted(run, unique)
-            new &= run[np.minimum(at, len(run) - 1)] != unique
-        if new.any():
-            self._runs.append(unique[new])
-        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
-            self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]))]
-        is_new = np.zeros(len(digests), bool)
-        is_new[first[new]] = True
-        return is_new
-
-    def refuse_collisions(self) -> None:
-        """Raise UserError if two different digests agree in their first 8 bytes: their prompts would share an id."""
-        ids = np.sort(np.concatenate(self._runs).astype("S8"))
-        same = np.flatnonzero(ids[1:] == ids[:-1])
-        if len(same):
-            raise UserError(
-                f"two different prompts have the id {ids[same[0]].item().ljust(8, bytes(1)).hex()}; leave one out"
-            )
 
 
 def read_blocklist(path: str) -> Callable[[str], bool]:
@@ -333,6 +331,11 @@ class PromptTable:
     def group(self, number: int) -> pa.ChunkedArray:
         """The prompts of one row group; compact, where a list of strings takes several times as much."""
         return self._row_group(number)["prompt"]
+
+    def distinct(self) -> Iterator[str]:
+        """The different prompts of each row group."""
+        for group in range(self._file.num_row_groups):
+            yield from self.group(group).unique().to_pylist()
 
     def verify(self) -> None:
         """Read the whole table; raise UserError unless ids, order and texts are those that the digest was made of."""

@@ -1,6 +1,7 @@
 """Bring real images to one size and write them, or their latents, into WebDataset shards.
 
-    ray job submit --working-dir . -- python stages/encode_images.py --config configs/cifar10/images.yaml --output /abs/dir
+    ray job submit --working-dir . -- python stages/encode_images.py --config configs/cifar10/images.yaml \\
+        --output /abs/dir
 
 Run the same command again and it goes on where it stopped, or says that there is nothing left to do.
 """

@@ -13,14 +13,18 @@ Each step finds what is done already, so the same command again goes on where it
 an uninterrupted run. Times are measured once, when nothing else runs here.
 """
 
+import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from pydantic import JsonValue
 
 from configs.errors import RunStopped, UserError
 from configs.evaluate_schema import EvaluateConfig, OpenClipFeaturesConfig
+from pipeline import teachers
+from pipeline.class_labels import CLASSES, write_labels
 from pipeline.driver import StopRequest
 from pipeline.evaluation.labels import Labels
 from pipeline.evaluation.measure import Measurements, Yardstick
@@ -29,7 +33,7 @@ from pipeline.evaluation.report import write_report
 from pipeline.evaluation.scores import Scores
 from pipeline.evaluation.systems import System, build_systems, check_student, count_images, existing_pairs
 from pipeline.generate import generate_pairs
-from pipeline.prompts import PromptTable, prepare_prompts
+from pipeline.prompts import PromptTable, prepare_prompts, store_table
 from pipeline.scoring.score_table import read_record
 from pipeline.shards.layout import PROMPTS
 from pipeline.shards.manifest import read_commits
@@ -46,8 +50,7 @@ def evaluate(config: EvaluateConfig) -> None:
     storage = Storage.open(config.output)
     systems = build_systems(config, f"{storage.uri}/{PROMPTS}")
     check_student(config)
-    prepare_prompts(config.prompts, f"{storage.uri}/{PROMPTS}")
-    prompts = PromptTable.open(storage, PROMPTS)
+    prompts = _prompts(config, storage)
     if config.pairs is not None:
         systems[0] = replace(systems[0], pairs=existing_pairs(config, systems[0], prompts), is_drawn=False)
     scores = Scores(config)
@@ -61,6 +64,21 @@ def evaluate(config: EvaluateConfig) -> None:
     if not config.keep_images:
         _remove_images(systems)
     print(f"open {storage.uri}/report.html")
+
+
+def _prompts(config: EvaluateConfig, storage: Storage) -> PromptTable:
+    """The prompts of all systems, put into the output."""
+    output = f"{storage.uri}/{PROMPTS}"
+    if config.prompts.path != CLASSES:
+        prepare_prompts(config.prompts, output)
+        return PromptTable.open(storage, PROMPTS)
+    with tempfile.TemporaryDirectory() as folder:
+        table, num_classes = Path(folder) / PROMPTS, teachers.num_classes(config.teacher)
+        info = write_labels(
+            table, config.prompts, num_classes, config.seed, config.num_images, config.images_per_prompt
+        )
+        store_table(table, info, output)
+    return PromptTable.open(storage, PROMPTS)
 
 
 def _yardstick(config: EvaluateConfig, prompts: PromptTable, scores: Scores) -> Yardstick:

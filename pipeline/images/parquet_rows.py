@@ -53,11 +53,10 @@ class ParquetRows(Source):
                 self.ignored.update(name for name in schema.names if name not in columns)
             row = 0
             for group in range(num_groups):
-                for image, label, prompt in zip(*(self._columns(file, group)), strict=True):
-                    fault = "" if image else "is missing"
-                    yield SourceImage(
-                        f"{file}#{row}", image or 0, file, row, self._label(file, row, label), prompt, fault=fault
-                    )
+                for size, label, prompt in zip(*self._columns(file, group), strict=True):
+                    label = self._label(file, row, label)
+                    fault = "is missing" if size is None else ""
+                    yield SourceImage(f"{file}#{row}", size or 0, file, row, label, prompt, fault=fault)
                     row += 1
 
     def read(self, image: SourceImage) -> bytes:

@@ -3,8 +3,8 @@
     entries()   the images in the order of the samples, each with its class and its prompt; nothing else is read yet
     read(i)     the bytes of one image file
 
-:func:`listed` reads every image once and adds what identifies it, the sha256 of its bytes. What cannot be read is in the
-list with the reason, and so ends up among the rejected samples. Files that are no images are counted, not forgotten.
+:func:`listed` reads every image once and adds what identifies it, the sha256 of its bytes. What cannot be read is in
+the list with the reason, and so ends up among the rejected samples. Files that are no images are counted.
 
 Names are shown and stored, never used as paths to write to; one that leads out of its source is refused all the same.
 """

@@ -3,8 +3,8 @@
     none                  as it is; any other size is refused
     scale                 Lanczos, whatever the shape
     center_crop           the largest middle square, then Lanczos: what EDM's dataset tool calls center-crop
-    center_crop_dhariwal  halved by boxes while the shorter side is at least twice the size, then bicubic until it is the
-                          size, then the middle square: what ADM did to ImageNet (Dhariwal and Nichol 2021)
+    center_crop_dhariwal  halved by boxes while the shorter side is at least twice the size, then bicubic until it is
+                          the size, then the middle square: what ADM did to ImageNet (Dhariwal and Nichol 2021)
 
 Pillow does the resizing, in 8 bits. Colours become RGB by Pillow's rules: grey is repeated, transparency dropped. Files
 that say how to turn them (EXIF) are not turned; no dataset tool or FID code does that.

@@ -2,7 +2,7 @@
 
 index    all columns but ``made_in_float32``, ``prompt_truncated`` (its count excepted) and the reasons of rejections
 (those of the record) are derived again: prompts from the table, noise digests from seed and sample id
-members  json: every value;  noise: its digest;  txt: the prompt;  x0, text embedding: shape, dtype, finite;
+members  json: every value;  noise: its digest;  txt, cls: the prompt;  x0, text embedding: shape, dtype, finite;
 image: decodes to the right shape
 """
 
@@ -20,7 +20,7 @@ from pipeline.shards.dataset import Dataset
 from pipeline.shards.expectation import expect
 from pipeline.shards.layout import PROMPTS
 from pipeline.shards.local_table import LocalTable
-from pipeline.shards.members import decode_array, decode_image, is_finite
+from pipeline.shards.members import decode_array, decode_image, is_finite, prompt_suffix
 
 _JSON_KEYS = ("key", "prompt_id", "seed", "noise_digest")
 """What the JSON member repeats from the index as it is."""
@@ -85,8 +85,9 @@ class PairContents:
             embedding = decode_array(members["text_embedding.npy"])
             expect(shard, f"text_embedding {where}", (embedding.ndim, embedding.dtype), (2, np.dtype("float16")))
             expect(shard, f"text_embedding {where} finite", is_finite(embedding), True)
-        if "txt" in members:
-            expect(shard, f"txt {where}", members["txt"].decode(), row["prompt"])
+        if spec.fields.prompt:
+            suffix = prompt_suffix(spec)
+            expect(shard, f"{suffix} {where}", members[suffix].decode(), row["prompt"])
         if spec.fields.image != "none":
             channels, height, width = spec.teacher.image_shape
             image = decode_image(members[spec.fields.image])
@@ -101,7 +102,7 @@ def expected_suffixes(spec: PairsSpec) -> list[str]:
         "noise.npy": fields.noise,
         "x0.npy": fields.x0 != "none",
         "text_embedding.npy": fields.text_embedding,
-        "txt": fields.prompt,
+        prompt_suffix(spec): fields.prompt,
         fields.image: fields.image != "none",
     }
     return sorted(suffix for suffix, is_stored in present.items() if is_stored)

@@ -4,7 +4,8 @@
     {key}.noise.npy            (*sample_shape) float16, unit variance: what the sampler started from
     {key}.x0.npy               teacher's output: latent (*sample_shape), or pixels (3, H, W) in [-1, 1] unclipped
     {key}.text_embedding.npy   (tokens, width) float16
-    {key}.txt                  the prompt
+    {key}.txt                  the prompt; of a class-conditional teacher instead
+    {key}.cls                  the class, a decimal number
     {key}.png | .webp | .jpg   the decoded image, 8 bit
 
 Which of them exist is the dataset's ``spec.fields``; ``json`` always does. Encoding is deterministic. Arrays are
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.schema import FieldsConfig
+from configs.schema import PairsSpec
 from pipeline.shards.layout import IndexRow
 
 PREVIEW_PIXELS = 192
@@ -58,11 +59,16 @@ def to_uint8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     return ((image + 1) * 127.5).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def encode_members(sample: Sample, fields: FieldsConfig, fingerprint: str) -> dict[str, bytes]:
+def prompt_suffix(spec: PairsSpec) -> str:
+    """Suffix of the member that holds the prompt: ``cls`` for a class label, which readers take for a number."""
+    return "cls" if spec.teacher.kind == "edm" else "txt"
+
+
+def encode_members(sample: Sample, spec: PairsSpec, fingerprint: str) -> dict[str, bytes]:
     """The members of a sample by suffix, encoded; the same bytes for the same sample."""
     if sample.row.status != "ok":
         return {}
-    row = sample.row
+    row, fields = sample.row, spec.fields
     about = {
         "key": row.key,
         "prompt_id": row.prompt_id,
@@ -79,7 +85,7 @@ def encode_members(sample: Sample, fields: FieldsConfig, fingerprint: str) -> di
     if sample.text_embedding is not None:
         members["text_embedding.npy"] = npy(sample.text_embedding)
     if fields.prompt:
-        members["txt"] = row.prompt.encode()
+        members[prompt_suffix(spec)] = row.prompt.encode()
     if fields.image != "none" and sample.image is not None:
         members[fields.image] = encode_image(sample.image, fields.image)
     return members

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from configs.errors import UserError
 from configs.schema import (
+    EdmTeacherConfig,
     MixtureTeacherConfig,
     PairsSettings,
     SamplerConfig,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from pipeline.prompts import PromptTable
     from pipeline.teachers.base import Teacher
 
 
@@ -60,6 +62,23 @@ def identify(config: TeacherConfig) -> TeacherIdentity:
         UserError: the teacher is not there, not complete or of no family we know.
     """
     return _module(config).identify(config)
+
+
+def num_classes(config: TeacherConfig) -> int:
+    """Classes of a teacher that is conditioned on classes; 0 for an unconditional one.
+
+    Raises:
+        UserError: the teacher takes texts, or is not there.
+    """
+    if not isinstance(config, EdmTeacherConfig):
+        raise UserError(f"prompts.path: classes is for teachers of kind edm; a {config.kind} teacher takes texts")
+    return _module(config).num_classes(config)
+
+
+def check_prompts(config: TeacherConfig, prompts: "PromptTable") -> None:
+    """Raise UserError when a prompt means nothing to the teacher: where it takes classes, that is any other text."""
+    if isinstance(config, EdmTeacherConfig):
+        _module(config).check_prompts(config, prompts.distinct())
 
 
 def load(
@@ -145,6 +164,8 @@ def check_identity(found: TeacherIdentity, expected: TeacherIdentity, where: str
 def _module(config: TeacherConfig) -> ModuleType:
     if isinstance(config, MixtureTeacherConfig):
         from pipeline.teachers import mixture as module
+    elif isinstance(config, EdmTeacherConfig):
+        from pipeline.teachers import edm as module
     else:
         from pipeline.teachers import stable_diffusion as module
     return module

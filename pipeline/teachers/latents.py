@@ -2,8 +2,8 @@
 
     x0 = latent_scale * (mean of the encoder's distribution - shift)
 
-The inverse of :meth:`StableDiffusionTeacher.decode`, as far as an autoencoder has one. The mean and not a draw: the same
-image has the same latent.
+The inverse of :meth:`StableDiffusionTeacher.decode`, as far as an autoencoder has one. The mean and not a draw: the
+same image has the same latent.
 """
 
 from typing import TYPE_CHECKING

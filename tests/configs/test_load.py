@@ -35,7 +35,7 @@ spec:
 EVERYTHING = """
 output: s3://bucket/a prefix
 teacher: {kind: stable_diffusion, path: hub/id, revision: '0123', variant: fp16, dtype: bfloat16}
-prompts: {path: p.csv, column: text, min_chars: 2, max_chars: 3, blocklist: words.txt, limit: 4}
+prompts: {path: p.csv, column: text, min_chars: 2, max_chars: 3, blocklist: words.txt, limit: 4, keep_duplicates: true}
 spec:
   sampler: {name: edm_heun, steps: 5, sigma_min: 0.003, sigma_max: 70.0, rho: 6.0, s_churn: 1.0, s_min: 0.1,
             s_max: 50.0, s_noise: 1.003}
@@ -192,7 +192,7 @@ runtime:
 """
     assert mistakes(GeneratePairsConfig, "--config", write(text)) == [
         "a.yaml: output: missing, give --output or set it here",
-        "a.yaml: teacher.kind: must be one of 'mixture', 'stable_diffusion', not 'stable_difusion'",
+        "a.yaml: teacher.kind: must be one of 'mixture', 'stable_diffusion', 'edm', not 'stable_difusion'",
         "a.yaml: prompts.path: must be text (in quotes), not 3",
         "a.yaml: prompts.min_chars: must be greater than or equal to 0, not -1",
         "a.yaml: prompts.limt: unknown key, did you mean 'limit'?",
@@ -266,7 +266,7 @@ def test_what_is_required_is_named_as_flag_and_as_key():
     assert lines[0] == "output: missing, give --output or set it in a file (--config)"
     assert lines[1] == (
         "teacher.kind: missing, set it in a file (--config): "
-        "mixture (image_size, std) or stable_diffusion (path, revision, variant, dtype)"
+        "mixture (image_size, std) or stable_diffusion (path, revision, variant, dtype) or edm (path, dtype)"
     )
     assert mistakes(StatusConfig) == ["root: missing, give ROOT or set it in a file (--config)"]
 
@@ -291,7 +291,7 @@ def test_what_is_required_is_named_as_flag_and_as_key():
         (
             "--teacher.kind stable_diffusion",
             "--teacher.kind: can only be set in the file (--config): "
-            "mixture (image_size, std) or stable_diffusion (path, revision, variant, dtype)",
+            "mixture (image_size, std) or stable_diffusion (path, revision, variant, dtype) or edm (path, dtype)",
         ),
         ("--teacher.path x", "--teacher.path: unknown flag"),
         ("--config gone.yaml", "--config: cannot read gone.yaml: No such file or directory"),

@@ -18,7 +18,8 @@ from support.prompt_tables import open_table, rows_of, save
 from configs.errors import UserError
 from configs.schema import PromptsConfig
 from pipeline import prompts as prompts_module
-from pipeline.prompts import SeenDigests, normalise, prepare_prompts
+from pipeline.prompts import normalise, prepare_prompts
+from pipeline.seen_digests import SeenDigests
 
 FORMATS = ["txt", "csv", "jsonl", "parquet"]
 TRICKY = "".join(map(chr, [0, 9, 10, 13, 0x1B, 0x85, 0xA0, 0xAD, 0x2028, 0x202E, 0x200D, 0xFEFF, 0x301, 0x41, 0x1F642]))

@@ -86,7 +86,7 @@ def write_latents(
                 if i in rejected:
                     writer.reject(sample.row)
                 else:
-                    writer.add(sample.row, encode_members(sample, spec.fields, run.fingerprint))
+                    writer.add(sample.row, encode_members(sample, spec, run.fingerprint))
             commit_shard(storage, run.fingerprint, shard, writer.finish(), TIMING)
     seal(dataset, write_manifest(dataset))
     return spec
