@@ -179,8 +179,13 @@ class Checkpoints:
 
 def newest_state(run_dir: Path) -> TrainerState | None:
     """Where the latest checkpoint of a run stands, unchecked; None when there is none. To tell, not to go on from."""
-    folders = _folders(run_dir / CHECKPOINTS)
-    return read_state(folders[-1]) if folders else None
+    folder = newest_folder(run_dir)
+    return read_state(folder) if folder is not None else None
+
+
+def newest_folder(run_dir: Path) -> Path | None:
+    """The latest checkpoint of a run, unchecked; None when there is none."""
+    return next(reversed(_folders(run_dir / CHECKPOINTS)), None)
 
 
 def read_state(folder: Path) -> TrainerState:
