@@ -108,9 +108,9 @@ class ImagesSettings(Model):
     image_size: Annotated[int, Field(ge=8, le=4096)]
     """Height and width of the stored images, in pixels."""
     resize: Resize = "center_crop"
-    """center_crop: the middle square, then Lanczos, as EDM's dataset tool does. center_crop_dhariwal: halved by boxes,
-    then bicubic, then the middle square, as ADM's and EDM's ImageNet is. scale: Lanczos, whatever the shape. none: an
-    image of any other size is rejected."""
+    """center_crop: the middle square, then Lanczos, as EDM's ImageNet is. center_crop_dhariwal: halved by boxes, then
+    bicubic, then the middle square, as ADM's ImageNet is. scale: Lanczos, whatever the shape. none: an image of any
+    other size is rejected."""
     fields: ImageFields = ImageFields()
     """Which members a sample has."""
 

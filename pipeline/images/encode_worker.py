@@ -128,7 +128,9 @@ class EncodeWorker:
         if self._encoder is None or not images:
             return
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        yield from self._encoder(pixels).cpu().numpy().astype(self._spec.fields.x0_dtype)
+        with np.errstate(over="ignore"):  # what is beyond float16 is seen, and rejected, as infinite
+            x0 = self._encoder(pixels).cpu().numpy().astype(self._spec.fields.x0_dtype)
+        yield from x0
 
     def _encode(self, sample: ImageSample) -> dict[str, bytes]:
         if sample.image is not None and int(sample.row.key) in self._previews:

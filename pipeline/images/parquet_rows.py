@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from configs.encode_schema import ParquetSource
@@ -49,8 +50,6 @@ class ParquetRows(Source):
                 if column not in schema.names:
                     hint = did_you_mean(column, schema.names)
                     raise UserError(f"{self._storage.uri}/{file}: no column {column}{hint}")
-            if file == self._files[0]:
-                self.ignored.update(name for name in schema.names if name not in columns)
             row = 0
             for group in range(num_groups):
                 for size, label, prompt in zip(*self._columns(file, group), strict=True):
@@ -79,7 +78,7 @@ class ParquetRows(Source):
             images = self._images(file, group)
             others = [name for name in (config.label_column, config.caption_column) if name]
             table = self._table(file).read_row_group(group, columns=others, use_threads=False) if others else None
-        sizes = [None if image is None else len(image) for image in images.to_pylist()]
+        sizes: list[int | None] = pc.binary_length(images).to_pylist()
         labels = table[config.label_column].to_pylist() if table and config.label_column else [-1] * len(sizes)
         texts = table[config.caption_column].to_pylist() if table and config.caption_column else [""] * len(sizes)
         return sizes, labels, [normalise(str(text or "")) for text in texts]

@@ -1,13 +1,14 @@
 """The images of WebDataset tars, read where they lie. The order is that of the tars' names, then that of the members.
 
 The members of a sample share the name up to its first dot and follow each other: one image, perhaps a class (``cls``,
-digits) and a prompt (``txt``, UTF-8). A tar without an end, or with damage between members, is refused: tar readers
-take such damage for the end.
+digits) and a prompt (``txt``, UTF-8). A tar without its end of zeros, or with something behind it, is refused: tar
+readers take a damaged header for the end, and a cut for one too.
 """
 
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import BinaryIO
 
 from configs.encode_schema import WebDatasetSource
 from configs.errors import UserError
@@ -17,7 +18,6 @@ from pipeline.images.source_table import SourceImage
 from pipeline.prompts import normalise
 
 _MAX_TEXT_BYTES = 1 << 16
-_END = bytes(tarfile.BLOCKSIZE)
 
 
 class TarMembers(Source):
@@ -63,9 +63,8 @@ class TarMembers(Source):
                     end = tar.offset
             except tarfile.TarError as error:
                 raise UserError(f"{where}: no tar archive, or a damaged one ({error}); copy it again") from None
-            data.seek(end)
-            if data.read(tarfile.BLOCKSIZE) not in (_END, b""):
-                raise UserError(f"{where}: damaged after byte {end:,}; copy it again")
+            if not _is_end(data, end):
+                raise UserError(f"{where}: damaged or cut at byte {end:,}, where no end is; copy it again")
 
     def _complete(self, held: SourceImage | None, key: str | None, where: str) -> Iterator[SourceImage]:
         if held is None:
@@ -94,3 +93,14 @@ class TarMembers(Source):
             pass
         what = "text in UTF-8" if suffix == ".txt" else "a class, a number from 0"
         raise UserError(f"{where}: {info.name} is not {what}; write the tar again")
+
+
+def _is_end(data: BinaryIO, start: int) -> bool:
+    """Whether there are zeros from byte ``start`` on, and nothing else."""
+    data.seek(start)
+    has_zeros = False
+    while block := data.read(1 << 20):
+        if block.count(0) != len(block):
+            return False
+        has_zeros = True
+    return has_zeros
