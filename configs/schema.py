@@ -351,6 +351,15 @@ class PreparePromptsConfig(Model):
     """Where prompts come from, and which are kept."""
 
 
+class ConvertEdmConfig(Model):
+    """Make an EDM teacher, safetensors and JSON, of a published checkpoint."""
+
+    source: tyro.conf.Positional[str]
+    """The checkpoint: NVIDIA's .pkl, or OpenAI's edm_imagenet64_ema.pt."""
+    output: str
+    """Folder of the teacher; new."""
+
+
 class VerifyShardsConfig(Model):
     """Check a dataset: hashes, counts, index, noise, and on request the teacher itself."""
 

@@ -1,4 +1,4 @@
-"""A trained student as a folder that diffusers loads, with the card that says how, and what it is.
+"""A trained student as a folder that can be run, with the card that says how, and what it is.
 
     RUN_DIR/export        the student
     RUN_DIR/export_ema    the moving average of its weights, if there is one
@@ -32,7 +32,7 @@ def export(
     spec: TrainSpec,
     networks: "Mapping[str, Mapping[str, Tensor]]",
     *,
-    timestep: int,
+    timestep: float,
     step: int,
     metrics: Mapping[str, float],
 ) -> list[Path]:
@@ -65,16 +65,18 @@ def export(
 
 
 def model_card(
-    config: TrainConfig, spec: TrainSpec, name: str, *, timestep: int, step: int, metrics: Mapping[str, float]
+    config: TrainConfig, spec: TrainSpec, name: str, *, timestep: float, step: int, metrics: Mapping[str, float]
 ) -> str:
     """The text of the card, in Markdown; arguments as :func:`export` has them, ``name`` of the network."""
+    usage = teachers.student_usage(config.teacher, ".")
     method = "Distribution Matching Distillation" if spec.loss.dm_weight > 0 else "regression on noise/image pairs"
     average = f", moving average with decay {spec.student.ema_decay:g}" if name == "student_ema" else ""
     teacher = config.teacher.model_dump(exclude_none=True, exclude={"kind", "dtype"})
+    network = f"predicts {spec.teacher.parametrization}, schedule `{spec.teacher.schedule}`"
     rows = {
         "teacher": f"{config.teacher.kind} ({', '.join(f'{key} {value}' for key, value in teacher.items())})",
         "teacher weights": f"`{spec.teacher.weights_digest}`",
-        "network": f"predicts {spec.teacher.parametrization}, schedule `{spec.teacher.schedule}`, timestep {timestep}",
+        "network": f"{network}, timestep {timestep:g}",
         "weights": f"after step {step:,}{average}",
         "guidance_scale": f"{spec.loss.guidance_scale:g}, of the teacher; it is in the weights",
         "image": "x".join(map(str, spec.teacher.image_shape)),
@@ -87,28 +89,21 @@ def model_card(
     rows["made with"] = code_revision()
     rows["versions"] = ", ".join(f"{library} {version}" for library, version in library_versions().items())
     return f"""---
-library_name: diffusers
-pipeline_tag: text-to-image
+{usage.metadata}
 ---
 
 # One-step student
 
-Images from noise and a prompt in one evaluation of the network: a student of the teacher below, trained by {method}.
-The text encoder and the decoder are the teacher's. The license of the teacher's weights applies to these.
+{usage.about} in one evaluation of the network: a student of the teacher below, trained by {method}.
+{usage.parts} The license of the teacher's weights applies to these.
 
-In this folder:
+In this folder, {usage.where}:
 
 ```python
-import torch
-from diffusers import DiffusionPipeline
-
-device = "cuda" if torch.cuda.is_available() else "cpu"
-pipeline = DiffusionPipeline.from_pretrained(".").to(device)
-image = pipeline("a lighthouse on a cliff", num_inference_steps=1, guidance_scale=0).images[0]
-image.save("image.png")
+{usage.code}
 ```
 
-One step without guidance is all that it was trained for. The scheduler takes that step at timestep {timestep}.
+One step without guidance is all that it was trained for. It is taken at timestep {timestep:g}.
 
 {_table(rows)}
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from configs.train_schema import LossConfig, TrainConfig, TrainSpec
 from configs.yaml_file import read_layers
+from pipeline import teachers
 from pipeline.shards.storage import Storage
 from trainer.checkpoints.checkpoints import TrainerState, newest_state
 from trainer.curves import CURVES, draw_curves
@@ -85,7 +86,7 @@ def _page(
         "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in _about(config, run, spec, state)),
         "## Data\n\n" + _data(config, spec, state),
         "## Metrics\n\n" + _metrics(lines),
-        _exports(run_dir, spec),
+        _exports(run_dir, config),
         "## Going on\n\n" + _going_on(config, state),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -198,23 +199,21 @@ def _number(value: float | None) -> str:
     return "" if value is None else re.sub(r"e([+-])0+", r"e\1", f"{value:.4g}")
 
 
-def _exports(run_dir: Path, spec: TrainSpec) -> str:
+def _exports(run_dir: Path, config: TrainConfig) -> str:
     folders = {"export": "the student", "export_ema": "the average of its weights"}
     there = {folder: what for folder, what in folders.items() if (run_dir / folder).is_dir()}
     if not there:
         return ""
     listed = "\n".join(f"- [`{folder}/`]({folder}/README.md): {what}" for folder, what in there.items())
+    usage = teachers.student_usage(config.teacher, list(there)[-1])
     return f"""## The student
 
 {listed}
 
-Complete diffusers pipelines; each has a card. In this directory:
+Each has a card. In this directory, {usage.where}:
 
 ```python
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("{list(there)[-1]}")
-image = pipeline("a prompt", num_inference_steps=1, guidance_scale=0).images[0]
+{usage.code}
 ```"""
 
 

@@ -307,7 +307,7 @@ class TrainingRun:
                 self.config,
                 self.state.spec,
                 states,
-                timestep=int(self.generator.t),
+                timestep=self.generator.t.item(),
                 step=self.state.step,
                 metrics=last_metrics(self.directory),
             )

@@ -4,7 +4,7 @@ A system's images are a pair dataset that keeps the pictures only. All have one 
 images per prompt, so that image i of every system starts from the same noise and the same prompt.
 
     teacher-N   the teacher's sampler with N steps
-    student     its export: a pipeline whose scheduler takes one step, without guidance, since that is in its weights
+    student     its export, sampled with one step, without guidance, since that is in its weights
 """
 
 import json
@@ -23,7 +23,6 @@ from configs.schema import (
     PairsSettings,
     PromptsConfig,
     SamplerConfig,
-    StableDiffusionTeacherConfig,
     TeacherConfig,
 )
 from pipeline import teachers
@@ -95,10 +94,7 @@ def build_systems(config: EvaluateConfig, prompts: str) -> list[System]:
     """
     systems = [_teacher(config, prompts, steps) for steps in sorted(config.teacher_steps, reverse=True)]
     if config.student is not None:
-        student = StableDiffusionTeacherConfig(
-            path=str(student_folder(config.student)), dtype=getattr(config.teacher, "dtype", "float32")
-        )
-        one_step = DiffusersSampler(scheduler="DDIMScheduler", steps=1)
+        student, one_step = teachers.as_system(config.teacher, student_folder(config.student, config.teacher))
         pairs = _pairs(config, prompts, STUDENT, student, one_step, guidance_scale=1.0, negative_prompt="")
         systems.append(System(STUDENT, "student, 1 step", True, pairs))
     for system in systems:
@@ -106,18 +102,19 @@ def build_systems(config: EvaluateConfig, prompts: str) -> list[System]:
     return systems
 
 
-def student_folder(student: str) -> Path:
-    """The pipeline folder of a student.
+def student_folder(student: str, teacher: TeacherConfig) -> Path:
+    """The folder of an exported student.
 
     Args:
         student: that folder itself, or the run directory of its training.
+        teacher: whose student it is.
 
     Raises:
         UserError: there is none.
     """
     path = Path(student).expanduser().resolve()
     for folder in (path, *(path / name for name in EXPORTS)):
-        if (folder / "model_index.json").is_file():
+        if teachers.is_student(teacher, folder):
             return folder
     if not path.is_dir():
         raise UserError(f"student: there is no folder {student}; name a run directory, or its export")

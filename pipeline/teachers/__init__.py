@@ -10,7 +10,7 @@ From the cheapest to the dearest, for whoever holds a ``TeacherConfig``:
 For teachers with a network, the two ends of training a student:
 
 * :func:`load_network`: a copy of the teacher's network that can be trained.
-* :func:`save_student`: its weights as a pipeline that diffusers runs.
+* :func:`save_student`: its weights as a folder that can be run: :func:`student_usage`, :func:`as_system`.
 
 Each kind of teacher is one module with these functions; it is imported when one of its kind is asked for.
 """
@@ -26,7 +26,6 @@ from configs.schema import (
     MixtureTeacherConfig,
     PairsSettings,
     SamplerConfig,
-    StableDiffusionTeacherConfig,
     TeacherConfig,
     TeacherIdentity,
 )
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipeline.prompts import PromptTable
-    from pipeline.teachers.base import Teacher
+    from pipeline.teachers.base import StudentUsage, Teacher
 
 
 def check(config: TeacherConfig, settings: PairsSettings) -> None:
@@ -99,6 +98,10 @@ def load(
         from pipeline.teachers.mixture import MixtureTeacher
 
         return MixtureTeacher(config, device)
+    if isinstance(config, EdmTeacherConfig):
+        from pipeline.teachers.edm.teacher import EdmTeacher
+
+        return EdmTeacher(config, device, compile=compile, channels_last=channels_last)
     from pipeline.teachers.stable_diffusion import StableDiffusionTeacher
 
     return StableDiffusionTeacher(config, device, compile=compile, channels_last=channels_last)
@@ -106,7 +109,7 @@ def load(
 
 def check_trainable(config: TeacherConfig) -> None:
     """Raise UserError when a teacher has no network that a student could start from. Reads nothing."""
-    _with_network(config)
+    _student_module(config)
 
 
 def load_network(config: TeacherConfig) -> "nn.Module":
@@ -119,16 +122,15 @@ def load_network(config: TeacherConfig) -> "nn.Module":
     Raises:
         UserError: the teacher has no network, or as :func:`identify`.
     """
-    from pipeline.teachers import student
-
-    return student.load_network(_with_network(config))
+    return _student_module(config).load_network(config)
 
 
-def save_student(config: TeacherConfig, state_dict: "Mapping[str, Tensor]", folder: Path, *, timestep: int) -> None:
-    """Write a student as a diffusers pipeline, next to copies of the teacher's other parts.
+def save_student(config: TeacherConfig, state_dict: "Mapping[str, Tensor]", folder: Path, *, timestep: float) -> None:
+    """Write a student as a folder of its teacher's kind: a diffusers pipeline with the other parts, or a network alone.
 
     ``DiffusionPipeline.from_pretrained(folder)(prompt, num_inference_steps=1, guidance_scale=0)`` is then the one-step
-    generator and the teacher's decoder. Nothing is written aside: a folder of an interrupted call is not whole.
+    generator and the teacher's decoder; for EDM that is ``OneStepStudent(folder)(z, classes)``
+    (pipeline/teachers/edm/student.py). Nothing is written aside: a folder of an interrupted call is not whole.
 
     Args:
         config: the teacher, whose other parts are read again.
@@ -140,9 +142,30 @@ def save_student(config: TeacherConfig, state_dict: "Mapping[str, Tensor]", fold
         UserError: the teacher has no network, or as :func:`identify`.
         RuntimeError: ``state_dict`` is of another network.
     """
-    from pipeline.teachers import student
+    _student_module(config).save_student(config, state_dict, folder, timestep=timestep)
 
-    student.save_student(_with_network(config), state_dict, folder, timestep=timestep)
+
+def student_usage(config: TeacherConfig, folder: str) -> "StudentUsage":
+    """How to run what :func:`save_student` wrote; ``folder`` is how the code there names it."""
+    return _student_module(config).usage(folder)
+
+
+def is_student(config: TeacherConfig, folder: Path) -> bool:
+    """Whether a folder looks like one that :func:`save_student` wrote for this kind of teacher."""
+    return (folder / _student_module(config).MARKER).is_file()
+
+
+def as_system(config: TeacherConfig, folder: Path) -> "tuple[TeacherConfig, SamplerConfig]":
+    """A student's folder as a teacher to be sampled, and the sampler that takes its one step.
+
+    Args:
+        config: the student's teacher, whose kind and precision it has.
+        folder: where the student lies.
+
+    Raises:
+        UserError: it is no student's.
+    """
+    return _student_module(config).as_system(folder, getattr(config, "dtype", "float32"))
 
 
 def check_identity(found: TeacherIdentity, expected: TeacherIdentity, where: str) -> None:
@@ -165,15 +188,19 @@ def _module(config: TeacherConfig) -> ModuleType:
     if isinstance(config, MixtureTeacherConfig):
         from pipeline.teachers import mixture as module
     elif isinstance(config, EdmTeacherConfig):
-        from pipeline.teachers import edm as module
+        from pipeline.teachers.edm import teacher as module
     else:
         from pipeline.teachers import stable_diffusion as module
     return module
 
 
-def _with_network(config: TeacherConfig) -> StableDiffusionTeacherConfig:
+def _student_module(config: TeacherConfig) -> ModuleType:
     if isinstance(config, MixtureTeacherConfig):
         raise UserError(
-            "teacher.kind: mixture is a formula and has no network to start a student from; use stable_diffusion"
+            "teacher.kind: mixture is a formula and has no network to start a student from; use stable_diffusion or edm"
         )
-    return config
+    if isinstance(config, EdmTeacherConfig):
+        from pipeline.teachers.edm import student as module
+    else:
+        from pipeline.teachers import student as module
+    return module

@@ -13,6 +13,7 @@ batch, nor of a batch before it. A batch of another size changes x0 by rounding 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,25 @@ from torch import Tensor
 
 from configs.schema import SamplerConfig, TeacherIdentity
 from pipeline.diffusion.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class StudentUsage:
+    """What a student's card says about running it; it depends on the teacher's kind.
+
+    Attributes:
+        metadata: lines of YAML at the top of the card.
+        about: what comes out of what, as the beginning of a sentence.
+        parts: a sentence about what else is in the folder.
+        code: Python that draws images.
+        where: where the code runs, as the end of a sentence.
+    """
+
+    metadata: str
+    about: str
+    parts: str
+    code: str
+    where: str
 
 
 class Teacher(ABC):

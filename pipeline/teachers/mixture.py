@@ -17,7 +17,6 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,9 +25,8 @@ from configs.schema import MixtureTeacherConfig, PairsSettings, SamplerConfig, T
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.guidance import GuidedDenoiser
 from pipeline.diffusion.mixture import GaussianMixture
-from pipeline.diffusion.samplers import ddim, edm_heun
-from pipeline.diffusion.schedules import EDMSchedule, karras_sigmas
-from pipeline.noise import noise as derived_noise
+from pipeline.diffusion.schedules import EDMSchedule
+from pipeline.teachers import karras_sampling
 from pipeline.teachers.base import Teacher, calls_per_prediction
 from pipeline.teachers.digest import canonical_json
 from pipeline.teachers.pictures import COLOURS, SHAPES, captions, draw_all
@@ -65,8 +63,8 @@ def check(config: MixtureTeacherConfig, settings: PairsSettings) -> None:
 
 def sampler_evaluations(config: MixtureTeacherConfig, sampler: SamplerConfig, guidance_scale: float) -> int:
     """Network evaluations of one sample, for a sampler that :func:`check` has passed."""
-    predictions = 2 * sampler.steps - 1 if sampler.name == "edm_heun" else sampler.steps
-    return predictions * calls_per_prediction(guidance_scale)
+    assert sampler.name != "diffusers"
+    return karras_sampling.num_predictions(sampler) * calls_per_prediction(guidance_scale)
 
 
 class MixtureTeacher(Teacher):
@@ -115,26 +113,7 @@ class MixtureTeacher(Teacher):
         """Run ``edm_heun`` or ``ddim`` on the Karras grid."""
         assert sampler.name != "diffusers"
         denoiser = GuidedDenoiser(self.denoiser, unconditional, guidance_scale)
-        sigmas = karras_sigmas(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho)
-        if sampler.name == "ddim":
-            return ddim(denoiser, EDMSchedule(), noise * sampler.sigma_max, sigmas[:-1], condition)
-
-        def churn_noise(step: int) -> Tensor:
-            stream = f"step{step}"
-            added = [derived_noise(seed, sample_id, noise.shape[1:], stream) for sample_id in sample_ids]
-            return torch.from_numpy(np.stack(added)).to(noise.device, torch.float32)
-
-        return edm_heun(
-            denoiser,
-            noise,
-            condition,
-            sigmas,
-            s_churn=sampler.s_churn,
-            s_min=sampler.s_min,
-            s_max=math.inf if sampler.s_max is None else sampler.s_max,
-            s_noise=sampler.s_noise,
-            churn_noise=churn_noise,
-        )
+        return karras_sampling.sample(denoiser, noise, condition, sampler, seed=seed, sample_ids=sample_ids)
 
     def decode(self, x0: Tensor) -> Tensor:
         """x0 is the image."""

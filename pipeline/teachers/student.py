@@ -19,12 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from configs.schema import StableDiffusionTeacherConfig
+from configs.schema import DiffusersSampler, Dtype, StableDiffusionTeacherConfig
+from pipeline.teachers.base import StudentUsage
 from pipeline.teachers.folder import PARTS, UNUSED_PARTS, WEIGHTS, PipelineFolder, open_folder
 from pipeline.teachers.stable_diffusion import read_network
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
+
+MARKER = "model_index.json"
+"""The file by which a student's folder is known."""
 
 
 def load_network(config: StableDiffusionTeacherConfig) -> nn.Module:
@@ -45,7 +49,7 @@ def load_network(config: StableDiffusionTeacherConfig) -> nn.Module:
 
 
 def save_student(
-    config: StableDiffusionTeacherConfig, state_dict: Mapping[str, Tensor], folder: Path, *, timestep: int
+    config: StableDiffusionTeacherConfig, state_dict: Mapping[str, Tensor], folder: Path, *, timestep: float
 ) -> None:
     """Write a diffusers pipeline folder; see :func:`pipeline.teachers.save_student`."""
     teacher = open_folder(config)
@@ -56,8 +60,33 @@ def save_student(
         tensors = _unet_weights(teacher, state_dict) if part == "unet" else _stored_weights(teacher, part)
         save_file(tensors, folder / part / f"{WEIGHTS[part]}.safetensors", metadata={"format": "pt"})
     shutil.copytree(teacher.path / "tokenizer", folder / "tokenizer")
-    _one_step_scheduler(teacher, timestep).save_pretrained(folder / "scheduler")
+    _one_step_scheduler(teacher, int(timestep)).save_pretrained(folder / "scheduler")
     _write_json(folder / "model_index.json", _model_index())
+
+
+def as_system(folder: Path, dtype: Dtype) -> tuple[StableDiffusionTeacherConfig, DiffusersSampler]:
+    """A student's folder as a teacher, and the sampler that takes its one step."""
+    return (
+        StableDiffusionTeacherConfig(path=str(folder), dtype=dtype),
+        DiffusersSampler(scheduler="DDIMScheduler", steps=1),
+    )
+
+
+def usage(folder: str) -> StudentUsage:
+    """How to run what :func:`save_student` wrote at ``folder``."""
+    return StudentUsage(
+        metadata="library_name: diffusers\npipeline_tag: text-to-image",
+        about="Images from noise and a prompt",
+        parts="The text encoder and the decoder are the teacher's.",
+        code=f'''import torch
+from diffusers import DiffusionPipeline
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+pipeline = DiffusionPipeline.from_pretrained("{folder}").to(device)
+image = pipeline("a lighthouse on a cliff", num_inference_steps=1, guidance_scale=0).images[0]
+image.save("image.png")''',
+        where="with diffusers",
+    )
 
 
 def _unet_weights(teacher: PipelineFolder, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,9 @@ from trainer.tracking.metrics_file import MetricsFile
 @pytest.fixture
 def config(tmp_path):
     data = {"mix": [{"pairs": "s3://bucket/pairs", "weight": 2.0}, {"pairs": "/more"}], "holdout": 7}
-    return train_config(str(tmp_path), data=data, student={"ema_decay": 0.999}, runtime={"steps": 300})
+    teacher = {"kind": "stable_diffusion", "path": "/models/sd"}
+    student = {"ema_decay": 0.999}
+    return train_config(str(tmp_path), teacher=teacher, data=data, student=student, runtime={"steps": 300})
 
 
 @pytest.fixture

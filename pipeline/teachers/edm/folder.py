@@ -48,6 +48,8 @@ class EdmArchitecture(Model):
     """Residual blocks of a level."""
     attn_resolutions: tuple[PositiveInt, ...]
     """Heights at which blocks have self-attention."""
+    noise_scale: PositiveFloat = 1.0
+    """Factor of log(sigma) / 4 in what the network is told of the noise: 1 in NVIDIA's networks, 1000 in OpenAI's."""
     one_step_sigma: PositiveFloat | None = None
     """Of a student: the noise level it was trained at, and from which its one step goes to the image."""
 

@@ -1,0 +1,117 @@
+"""The networks against numbers that the published implementation gave for the same weights; what precision they keep.
+
+The numbers were computed once, with the authors' code, from the formula of tests/support/tiny_edm.py.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.teachers.edm.networks import EdmNetwork
+from tests.support import tiny_edm
+
+SIGMAS = (0.01, 0.5, 80.0)
+CLASSES = [1, 5, 9]
+PINNED = {
+    ("ddpm++", 0): (
+        [[0.352662, 0.476935, 0.49613], [0.329455, 0.416235, 0.365892], [0.012754, -0.093449, 0.067453]],
+        [0.1251, 0.074853, 0.005253],
+    ),
+    ("ddpm++", 10): (
+        [[0.352586, 0.477069, 0.496223], [0.325167, 0.427288, 0.371583], [-0.01196, -0.079822, 0.093898]],
+        [0.125139, 0.075595, 0.006072],
+    ),
+    ("adm", 0): (
+        [[0.380603, 0.514093, 0.534041], [1.467591, 1.876759, 1.833707], [0.923616, 1.391021, 1.521504]],
+        [0.128872, 1.423092, 2.45612],
+    ),
+    ("adm", 10): (
+        [[0.358726, 0.489548, 0.512738], [0.632264, 0.934255, 1.011865], [0.469748, 1.099386, 1.451024]],
+        [0.123594, 0.561883, 1.068419],
+    ),
+}
+"""Kind and number of classes -> a pixel of each image, and the images' mean squares."""
+
+
+def network(kind: str = "ddpm++", label_dim: int = 10) -> EdmNetwork:
+    described = tiny_edm.architecture(kind, label_dim)
+    made = EdmNetwork(described)
+    made.load_state_dict(tiny_edm.weights_of(described))
+    return made
+
+
+def condition(label_dim: int) -> Tensor:
+    return torch.eye(label_dim)[CLASSES] if label_dim else torch.zeros(3, 0)
+
+
+@pytest.mark.parametrize(("kind", "label_dim"), PINNED)
+@torch.no_grad()
+def test_a_network_gives_what_the_published_implementation_gives(kind: str, label_dim: int) -> None:
+    x0 = network(kind, label_dim)(*tiny_edm.noisy(SIGMAS), condition(label_dim))
+    pixels, mean_squares = PINNED[kind, label_dim]
+    assert x0.dtype == torch.float32
+    torch.testing.assert_close(x0[:, :, 5, 7], torch.tensor(pixels), atol=2e-5, rtol=0)
+    torch.testing.assert_close(x0.square().mean((1, 2, 3)), torch.tensor(mean_squares), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["ddpm++", "adm"])
+@torch.no_grad()
+def test_low_precision_ends_at_the_layers(kind: str) -> None:
+    # At sigma = 0.002 the answer is the image itself: an image rounded to bfloat16 would be wrong by up to 0.004.
+    x_t, sigma = tiny_edm.noisy((0.002, 0.002, 0.002))
+    exact = network(kind)(x_t, sigma, condition(10))
+    low = network(kind).cast_layers(torch.bfloat16)
+    assert low.layer_dtype == torch.bfloat16
+    assert {layer.weight.dtype for layer in low.modules() if isinstance(layer, nn.Linear)} == {torch.float32}
+    difference = (low(x_t, sigma, condition(10)) - exact).abs().max()
+    assert 0 < difference < 5e-4
+
+
+def test_under_autocast_coefficients_stay_float32() -> None:
+    x_t, sigma = tiny_edm.noisy((0.002, 0.002, 0.002))
+    made = network()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x0 = made(x_t, sigma, condition(10))
+    assert x0.dtype == torch.float32
+    assert (x0 - made(x_t, sigma, condition(10))).abs().max() < 5e-4
+
+
+@pytest.mark.parametrize("kind", ["ddpm++", "adm"])
+def test_checkpointing_changes_no_gradient(kind: str) -> None:
+    def gradients(made: EdmNetwork) -> list[Tensor]:
+        made(*tiny_edm.noisy(SIGMAS), condition(10)).square().mean().backward()
+        return [parameter.grad for parameter in made.parameters()]
+
+    plain, saving = network(kind), network(kind)
+    saving.enable_gradient_checkpointing()
+    for one, other in zip(gradients(plain), gradients(saving), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_a_sample_does_not_depend_on_its_company() -> None:
+    made, (x_t, sigma) = network(), tiny_edm.noisy(SIGMAS)
+    together = made(x_t, sigma, condition(10))
+    for i in range(3):
+        alone = made(x_t[i : i + 1], sigma[i], condition(10)[i : i + 1])
+        torch.testing.assert_close(alone, together[i : i + 1], atol=1e-5, rtol=0)
+
+
+def test_the_published_networks_have_the_published_sizes() -> None:
+    sizes = {
+        "cifar10": tiny_edm.architecture(
+            img_resolution=32, model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, attn_resolutions=(16,)
+        ),
+        "imagenet64": tiny_edm.architecture(
+            "adm",
+            1000,
+            img_resolution=64,
+            model_channels=192,
+            channel_mult=(1, 2, 3, 4),
+            num_blocks=3,
+            attn_resolutions=(32, 16, 8),
+        ),
+    }
+    with torch.device("meta"):
+        counted = {name: sum(p.numel() for p in EdmNetwork(a).parameters()) for name, a in sizes.items()}
+    assert counted == {"cifar10": 55_734_915, "imagenet64": 295_899_331}
