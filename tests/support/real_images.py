@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from support.tiny_clip import pictures
+from support.pictures import pictures
 
 from configs.encode_schema import EncodeImagesConfig
 

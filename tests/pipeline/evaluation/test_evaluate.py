@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from cleanfid import fid
-from support import evaluation, tiny_clip, tiny_sd
+from support import evaluation, tiny_sd
+from support.pictures import pictures as make_pictures
+from support.pictures import save_pictures
 from support.toy import samples
 
 from configs.errors import RunStopped, UserError
@@ -214,7 +216,7 @@ def test_images_can_be_let_go(world, finished, tmp_path):
 
 def test_what_depends_on_a_setting_is_measured_again_when_it_changes(world, finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "tiny")
-    real = tiny_clip.save_pictures(tmp_path / "real", tiny_clip.pictures(40, 16, 16, seed=1))
+    real = save_pictures(tmp_path / "real", make_pictures(40, 16, 16, seed=1))
     evaluate(evaluation.config(world, output, reference=str(real), latency=None))
     for system, found in numbers(output).items():
         before = numbers(finished)[system]

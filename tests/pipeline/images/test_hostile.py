@@ -9,8 +9,8 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from support.pictures import pictures
 from support.real_images import encode_config, image_files, png, write_folder, write_zip
-from support.tiny_clip import pictures
 from support.toy import samples
 
 from configs.errors import RunStopped, UserError

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from support.pictures import pictures
 from support.real_images import png
-from support.tiny_clip import pictures
 
 from pipeline.images.transforms import BadImage, to_image
 
