@@ -49,6 +49,27 @@ class BuiltinTeacherConfig(BuiltinConfig):
     """How often a caption is left out, so that the teacher can be guided."""
 
 
+class SmallEdmTeacherConfig(BuiltinConfig):
+    """``stages/train_edm_teacher.py``: a small DDPM++ on the same garments as they are, grey on black."""
+
+    fit: FitConfig
+    """Its training."""
+    conditional: bool = True
+    """Tell the network the class. Off: an unconditional teacher."""
+    model_channels: PositiveInt = 16
+    """Channels of the first level, before its multiplier."""
+    channel_mult: tuple[PositiveInt, ...] = (1, 2, 2)
+    """Multiplier of model_channels at each level."""
+    num_blocks: PositiveInt = 1
+    """Residual blocks of a level."""
+    attn_resolutions: tuple[PositiveInt, ...] = (8,)
+    """Heights at which blocks have self-attention."""
+    log_sigma_mean: float = -1.2
+    """Mean of log(sigma) over the training (EDM's P_mean)."""
+    log_sigma_std: PositiveFloat = 1.2
+    """Its standard deviation (P_std)."""
+
+
 class BuiltinJudgeConfig(BuiltinConfig):
     """``stages/train_builtin_judge.py``: a small open_clip model of the same garments and captions."""
 

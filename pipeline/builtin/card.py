@@ -13,7 +13,15 @@ training images; the numbers below are of its 10,000 test images."""
 
 
 def write_card(
-    folder: Path, title: str, about: str, script: str, config: BuiltinConfig, metrics: dict[str, float], *, size: int
+    folder: Path,
+    title: str,
+    about: str,
+    script: str,
+    config: BuiltinConfig,
+    metrics: dict[str, float],
+    *,
+    size: int,
+    data: str = _DATA,
 ) -> None:
     """Write ``README.md``.
 
@@ -25,6 +33,7 @@ def write_card(
         config: what it was made with; its paths are left out.
         metrics: name -> value on the test split.
         size: number of parameters.
+        data: what it was trained on, a paragraph.
     """
     recipe = to_yaml(config.model_dump(mode="json", exclude={"output", "data", "device", "save_every_steps"})).strip()
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
@@ -35,7 +44,7 @@ def write_card(
 
 ## Data
 
-{_DATA}
+{data}
 
 ## Licence
 

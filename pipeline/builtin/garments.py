@@ -72,9 +72,7 @@ class Garments:
     def batch(self, step: int, size: int) -> Batch:
         """Garments ``step * size`` to ``(step + 1) * size`` of an endless row: one shuffled epoch after another."""
         draws = generator(self._seed, self._split, step)
-        places = torch.arange(step * size, (step + 1) * size)
-        orders = {epoch: self._order(epoch) for epoch in set((places // len(self)).tolist())}
-        chosen = torch.stack([orders[int(place) // len(self)][int(place) % len(self)] for place in places])
+        chosen = self._chosen(step, size)
         colours = torch.randint(len(COLOURS), (size,), generator=draws)
         grounds = torch.randint(len(GROUNDS), (size,), generator=draws)
         looks = [
@@ -83,6 +81,18 @@ class Garments:
         tint = torch.tensor(list(COLOURS.values()))[colours] + JITTER * torch.randn(size, 3, generator=draws)
         images = _paint(self._grey[chosen], tint.clamp(0, 1), torch.tensor(list(GROUNDS.values()))[grounds])
         return Batch(images, [caption(look, draws) for look in looks], looks)
+
+    def untinted(self, step: int, size: int) -> tuple[Tensor, Tensor]:
+        """The same garments as they are: grey on black, (B, 3, 32, 32) float32 in [-1, 1]; their classes, (B,)."""
+        chosen = self._chosen(step, size)
+        margin = (SIZE - self._grey.shape[-1]) // 2
+        grey = functional.pad(self._grey[chosen].float() / 127.5 - 1, (margin,) * 4, value=-1.0)
+        return grey[:, None].repeat(1, 3, 1, 1), self._garment[chosen]
+
+    def _chosen(self, step: int, size: int) -> Tensor:
+        places = torch.arange(step * size, (step + 1) * size)
+        orders = {epoch: self._order(epoch) for epoch in set((places // len(self)).tolist())}
+        return torch.stack([orders[int(place) // len(self)][int(place) % len(self)] for place in places])
 
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(len(self), generator=generator(self._seed, f"{self._split} epoch", epoch))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import configs
-from configs.builtin_schema import BuiltinJudgeConfig, BuiltinTeacherConfig
+from configs.builtin_schema import BuiltinJudgeConfig, BuiltinTeacherConfig, SmallEdmTeacherConfig
 from configs.encode_schema import EncodeImagesConfig
 from configs.evaluate_schema import EvaluateConfig
 from configs.load import parse
@@ -21,6 +21,7 @@ MODELS = {
     "evaluate": EvaluateConfig,
     "teacher": BuiltinTeacherConfig,
     "judge": BuiltinJudgeConfig,
+    "edm": SmallEdmTeacherConfig,
     "images": EncodeImagesConfig,
 }
 """What a file is, by its name up to the first underscore."""
@@ -30,6 +31,7 @@ NEEDED = {
     "train": ["--data.pairs", "/pairs", "--teacher.path", "/teacher"],
     "teacher": _FASHION,
     "judge": _FASHION,
+    "edm": _FASHION,
     "images": ["--source.path", "/images"],
     "evaluate": ["--teacher.path", "/teacher", "--prompts.path", "/prompts.txt", "--reference", "/real.npz"],
 }

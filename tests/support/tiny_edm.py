@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,9 +37,19 @@ def wave(shape: tuple[int, ...], phase: float, scale: float = 1.0) -> Tensor:
     return (scale * angles.sin()).float().reshape(shape)
 
 
-def formula_weights(shapes: dict[str, tuple[int, ...]], scale: float = 0.3) -> dict[str, Tensor]:
-    """A wave for each name, its phase the name's place in the alphabet."""
-    return {name: wave(shapes[name], place, scale) for place, name in enumerate(sorted(shapes))}
+def formula_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Weights by name that keep the variance of what passes through them: uniform numbers out of raw Philox bits, keyed
+    by the name's place in the alphabet, of variance 1 / inputs; around 1 the scales of normalisations, around 0 the
+    biases.
+    """
+    weights: dict[str, Tensor] = {}
+    for place, name in enumerate(sorted(shapes)):
+        shape = shapes[name]
+        bits = np.random.Philox(key=place).random_raw(math.prod(shape)) >> 40
+        uniform = torch.from_numpy(bits.astype(np.float32) / 2**23 - 1).reshape(shape)
+        is_scale = len(shape) == 1 and name.endswith("weight")
+        weights[name] = uniform * math.sqrt(3 / max(math.prod(shape[1:]), 12)) + float(is_scale)
+    return weights
 
 
 def weights_of(described: EdmArchitecture) -> dict[str, Tensor]:

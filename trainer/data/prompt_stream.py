@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from configs.errors import RunStopped, UserError
 from configs.train_schema import TrainConfig
+from pipeline import teachers
 from pipeline.prompts import PromptTable
 from pipeline.shards.ahead import Ahead
 from pipeline.shards.layout import PROMPTS
@@ -72,13 +73,15 @@ class PromptStream:
         digest: identity of the prompts, and of their shares.
 
     Raises:
-        UserError: there is no such table, or it is not one.
+        UserError: there is no such table, it is not one, or a prompt means nothing to the teacher.
         RunStopped: the table of a dataset is not the one that the dataset was made with.
     """
 
     def __init__(self, config: TrainConfig, datasets: Sequence[PairReader]) -> None:
         if config.data.prompts is not None:
-            self._readers = [PromptReader(_table(config.data.prompts), None, config.seed)]
+            table = _table(config.data.prompts)
+            teachers.check_prompts(config.teacher, table)
+            self._readers = [PromptReader(table, None, config.seed)]
             weights = [1.0]
         else:
             self._readers = [PromptReader(_table_of(dataset), dataset.prompt_rows, config.seed) for dataset in datasets]

@@ -9,19 +9,17 @@ are not. What a network without augmentation has no use for is left out: ``map_a
 ``resample_filter``, which must be the filter that the network here has built in.
 """
 
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from configs.errors import UserError
 from pipeline.teachers.edm.folder import WEIGHTS, EdmArchitecture, write_architecture
-from pipeline.teachers.edm.inert_pickle import RecordedModule, read_pickle
+from pipeline.teachers.edm.inert_pickle import RecordedModule, read_pickle, read_tensors
 from pipeline.teachers.edm.openai_names import openai_tensors
 from pipeline.teachers.edm.weights import build
 
@@ -137,12 +135,4 @@ def _architecture(arguments: dict[str, Any], source: Path) -> EdmArchitecture:
 
 
 def _openai(source: Path) -> tuple[EdmArchitecture, dict[str, Tensor]]:
-    try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"{source}: not a whole file of tensors alone ({str(error).splitlines()[0][:200]}); copy it again"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{source}: holds something else than named tensors")
-    return OPENAI, openai_tensors(state, OPENAI, source)
+    return OPENAI, openai_tensors(read_tensors(source), OPENAI, source)

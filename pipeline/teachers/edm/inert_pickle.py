@@ -86,6 +86,23 @@ def read_pickle(path: Path) -> object:
         raise UserError(f"{path}: not a whole pickle of a network ({type(error).__name__}); copy it again") from None
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a file that ``torch.save`` wrote, on the CPU, by torch's own restricted reader.
+
+    Raises:
+        UserError: it is cut short, or holds anything besides.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"{path}: not a whole file of tensors alone ({str(error).splitlines()[0][:200]}); copy it again"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"{path}: holds something else than named tensors")
+    return state
+
+
 class _RefusedError(Exception):
     pass
 

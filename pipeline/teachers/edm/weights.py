@@ -48,17 +48,14 @@ def build(architecture: EdmArchitecture, tensors: Mapping[str, Tensor], where: P
 
 
 def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: str, where: Path) -> None:
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
-            extra = next((other for other in sorted(tensors) if other not in expected), None)
-            instead = "" if extra is None else f", but {extra}"
-            raise UserError(f"{where}: another network than the {kind} it should be: no {name}{instead}")
-        if name not in expected:
-            raise UserError(f"{where}: another network than the {kind} it should be: {name} is not of it")
-        shape, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
+    other = f"{where}: another network than the {kind} it should be"
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        first = [f"no {missing[0]}"] if missing else []
+        raise UserError(f"{other}: {'; '.join(first + [f'{name} is not of it' for name in extra[:1]])}")
+    for name, tensor in sorted(tensors.items()):
+        shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
         if shape != wanted:
-            raise UserError(
-                f"{where}: another network than the {kind} it should be: {name} has shape {shape}, not {wanted}"
-            )
-        if tensors[name].dtype != torch.float32:
-            raise UserError(f"{where}: {name} is {tensors[name].dtype}, not torch.float32")
+            raise UserError(f"{other}: {name} has shape {shape}, not {wanted}")
+        if tensor.dtype != torch.float32:
+            raise UserError(f"{where}: {name} is {tensor.dtype}, not torch.float32")

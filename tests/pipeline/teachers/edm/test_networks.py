@@ -14,20 +14,20 @@ SIGMAS = (0.01, 0.5, 80.0)
 CLASSES = [1, 5, 9]
 PINNED = {
     ("ddpm++", 0): (
-        [[0.352662, 0.476935, 0.49613], [0.329455, 0.416235, 0.365892], [0.012754, -0.093449, 0.067453]],
-        [0.1251, 0.074853, 0.005253],
+        [[0.348665, 0.471905, 0.491481], [0.13661, 0.223742, 0.142968], [-0.370446, -0.044462, -0.087491]],
+        [0.125023, 0.112323, 0.085233],
     ),
     ("ddpm++", 10): (
-        [[0.352586, 0.477069, 0.496223], [0.325167, 0.427288, 0.371583], [-0.01196, -0.079822, 0.093898]],
-        [0.125139, 0.075595, 0.006072],
+        [[0.345463, 0.471535, 0.490932], [0.11969, 0.223886, 0.221959], [-0.358212, -0.176989, -0.202229]],
+        [0.125362, 0.109665, 0.134746],
     ),
     ("adm", 0): (
-        [[0.380603, 0.514093, 0.534041], [1.467591, 1.876759, 1.833707], [0.923616, 1.391021, 1.521504]],
-        [0.128872, 1.423092, 2.45612],
+        [[0.340312, 0.482028, 0.492384], [-0.06336, 0.592619, 0.191486], [-0.252797, 0.251631, -0.167056]],
+        [0.12431, 0.106222, 0.12962],
     ),
     ("adm", 10): (
-        [[0.358726, 0.489548, 0.512738], [0.632264, 0.934255, 1.011865], [0.469748, 1.099386, 1.451024]],
-        [0.123594, 0.561883, 1.068419],
+        [[0.357038, 0.462219, 0.496561], [0.604422, -0.251907, 0.287397], [-0.198311, -0.440552, 0.297068]],
+        [0.124017, 0.128622, 0.160119],
     ),
 }
 """Kind and number of classes -> a pixel of each image, and the images' mean squares."""
@@ -50,8 +50,8 @@ def test_a_network_gives_what_the_published_implementation_gives(kind: str, labe
     x0 = network(kind, label_dim)(*tiny_edm.noisy(SIGMAS), condition(label_dim))
     pixels, mean_squares = PINNED[kind, label_dim]
     assert x0.dtype == torch.float32
-    torch.testing.assert_close(x0[:, :, 5, 7], torch.tensor(pixels), atol=2e-5, rtol=0)
-    torch.testing.assert_close(x0.square().mean((1, 2, 3)), torch.tensor(mean_squares), atol=2e-5, rtol=0)
+    torch.testing.assert_close(x0[:, :, 5, 7], torch.tensor(pixels), atol=4e-6, rtol=0)
+    torch.testing.assert_close(x0.square().mean((1, 2, 3)), torch.tensor(mean_squares), atol=4e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["ddpm++", "adm"])
@@ -97,7 +97,7 @@ def test_a_sample_does_not_depend_on_its_company() -> None:
         torch.testing.assert_close(alone, together[i : i + 1], atol=1e-5, rtol=0)
 
 
-def test_the_published_networks_have_the_published_sizes() -> None:
+def test_the_published_networks_have_as_many_weights_as_the_published_code_gives_them() -> None:
     sizes = {
         "cifar10": tiny_edm.architecture(
             img_resolution=32, model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, attn_resolutions=(16,)
@@ -114,4 +114,4 @@ def test_the_published_networks_have_the_published_sizes() -> None:
     }
     with torch.device("meta"):
         counted = {name: sum(p.numel() for p in EdmNetwork(a).parameters()) for name, a in sizes.items()}
-    assert counted == {"cifar10": 55_734_915, "imagenet64": 295_899_331}
+    assert counted == {"cifar10": 55_734_147, "imagenet64": 295_899_267}
