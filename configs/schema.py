@@ -303,21 +303,26 @@ class WorkersRuntime(Model):
         return self
 
 
-class PairsRuntime(WorkersRuntime):
-    """How pairs are made. Never part of the identity: change any of it between two runs of one output."""
+class DatasetRuntime(WorkersRuntime):
+    """How the shards of a dataset are made. Never part of the identity: change any of it between two runs."""
 
     batch_size: PositiveInt = 16
-    """Samples of one call of the teacher's sampler."""
-    compile: bool = False
-    """torch.compile the network."""
-    channels_last: bool = False
-    """Use the channels_last memory format."""
+    """Samples that are computed together: of pairs, in one call of the teacher's sampler."""
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run stops when a larger share of the samples is rejected (not finite, constant or of a wrong shape)."""
     temp_dir: str | None = None
     """Node-local folder for shards being written; None is the system's temporary folder."""
     lease_period_s: PositiveFloat = 10.0
     """Seconds between heartbeats of the lease that keeps two runs off one output; stale after three periods."""
+
+
+class PairsRuntime(DatasetRuntime):
+    """How pairs are made. Never part of the identity: change any of it between two runs of one output."""
+
+    compile: bool = False
+    """torch.compile the network."""
+    channels_last: bool = False
+    """Use the channels_last memory format."""
 
 
 # ----------------------------------------------------------------------------------------------- one per script

@@ -214,6 +214,9 @@ class TrainConfig(Model):
     """Where pairs and prompts come from."""
     student: StudentConfig = StudentConfig()
     """What the student is."""
+    init_from: str | None = None
+    """Begin with the student, fake score and average of another run of the same teacher: its directory, or one of its
+    checkpoints. Optimizers, warm-up and steps are this run's own. None: begin as the teacher."""
     loss: LossConfig = LossConfig()
     """What it learns from."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -283,6 +286,8 @@ class TrainSpec(Model):
     """Shards shuffled together."""
     student: StudentConfig
     """The student."""
+    init_digest: str | None = None
+    """The weights that it began with by content; None: the teacher's."""
     loss: LossConfig
     """The losses."""
     optimizer: OptimizerConfig

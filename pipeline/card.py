@@ -4,69 +4,41 @@
 evenly spread over the dataset. Both are derived from ``run.json``, ``SEALED.json`` and ``previews/``.
 """
 
-import io
-import textwrap
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
 from configs.schema import PairsSpec
-from pipeline.pairs import preview_ids
+from pipeline.contact_sheet import contact_sheet
 from pipeline.prompts import PromptTable
 from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import CARD, CONTACT_SHEET, PROMPTS, key, preview_path
-from pipeline.shards.members import decode_image, prompt_suffix
+from pipeline.shards.layout import CARD, CONTACT_SHEET, PROMPTS
+from pipeline.shards.members import prompt_suffix
 
-_COLUMNS = 6
-_CELL_PIXELS = 192
-_CAPTION_PIXELS = 34
-_MARGIN_PIXELS = 8
+HOW_TO_READ = """To read them, in this folder:
+
+```python
+import pyarrow.parquet as pq
+import webdataset as wds
+
+shards = pq.read_table("manifest/shards.parquet")["path"].to_pylist()
+for sample in wds.WebDataset(shards, shardshuffle=False).decode():
+    print(sample["__key__"], sorted(sample))
+```
+
+Take the paths from the manifest, not from a listing of `shards/`: where two workers made one shard, both tars may lie
+there, and only one of them counts.
+"""
 
 
 def write_card(dataset: Dataset, sealed: dict[str, Any]) -> None:
-    """Write ``contact_sheet.png`` and ``README.md`` of a sealed dataset."""
-    dataset.storage.write(CONTACT_SHEET, contact_sheet(dataset))
+    """Write ``contact_sheet.png`` and ``README.md`` of a sealed dataset of pairs."""
+    prompts, per_prompt = PromptTable.open(dataset.storage, PROMPTS), dataset.run.spec.pairs_per_prompt
+
+    def prompt_of(sample_id: int) -> str:
+        row = sample_id // per_prompt
+        return prompts.rows(row, row + 1)[1][0]
+
+    dataset.storage.write(CONTACT_SHEET, contact_sheet(dataset, prompt_of))
     dataset.storage.write(CARD, card(dataset, sealed).encode())
-
-
-def contact_sheet(dataset: Dataset) -> bytes:
-    """A PNG of the preview pictures, each over its prompt; where there is none its cell says why."""
-    spec = dataset.run.spec
-    prompts = PromptTable.open(dataset.storage, PROMPTS)
-    ids = preview_ids(spec.num_samples)
-    columns = min(_COLUMNS, len(ids))
-    cell = (_CELL_PIXELS + _MARGIN_PIXELS, _CELL_PIXELS + _CAPTION_PIXELS + _MARGIN_PIXELS)
-    rows = -(-len(ids) // columns)
-    sheet = Image.new("RGB", (columns * cell[0] + _MARGIN_PIXELS, rows * cell[1] + _MARGIN_PIXELS), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
-    for at, sample_id in enumerate(ids):
-        left = _MARGIN_PIXELS + at % columns * cell[0]
-        top = _MARGIN_PIXELS + at // columns * cell[1]
-        row = sample_id // spec.pairs_per_prompt
-        (prompt,) = prompts.rows(row, row + 1)[1]
-        lines = textwrap.wrap(prompt, width=30, max_lines=2, placeholder=" ...") or ["(empty prompt)"]
-        draw.multiline_text((left, top + _CELL_PIXELS + 2), "\n".join(lines), fill="black", font=font, spacing=2)
-        try:
-            picture = Image.fromarray(decode_image(dataset.storage.read(preview_path(sample_id))))
-        except (FileNotFoundError, ValueError):
-            draw.rectangle((left, top, left + _CELL_PIXELS, top + _CELL_PIXELS), outline="silver")
-            draw.text((left + 8, top + 8), why_no_preview(dataset, sample_id), fill="gray", font=font)
-            continue
-        scale = max(1, _CELL_PIXELS // max(picture.size))  # small pictures whole pixels larger, never blurred
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-        sheet.paste(picture, (left + (_CELL_PIXELS - picture.width) // 2, top + (_CELL_PIXELS - picture.height) // 2))
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def why_no_preview(dataset: Dataset, sample_id: int) -> str:
-    """What the contact sheet says in place of a picture: its sample was rejected, or just the picture is not there."""
-    commit = dataset.commit(sample_id // dataset.run.layout.samples_per_shard)
-    reasons = {entry.key: entry.reason for entry in commit.rejected} if commit is not None else {}
-    reason = reasons.get(key(sample_id))
-    return "no preview" if reason is None else f"rejected:\n{reason}"
 
 
 def card(dataset: Dataset, sealed: dict[str, Any]) -> str:
@@ -113,20 +85,7 @@ Members of a sample, each named `KEY.SUFFIX` with a key of nine digits:
 |---|---|
 {members}
 
-To read them, in this folder:
-
-```python
-import pyarrow.parquet as pq
-import webdataset as wds
-
-shards = pq.read_table("manifest/shards.parquet")["path"].to_pylist()
-for sample in wds.WebDataset(shards, shardshuffle=False).decode():
-    print(sample["__key__"], sorted(sample))
-```
-
-Take the paths from the manifest, not from a listing of `shards/`: where two workers made one shard, both tars may lie
-there, and only one of them counts.
-
+{HOW_TO_READ}
 `index/*.parquet` has a row per sample (key, offset, prompt, noise digest, status), `manifest/` the same for all shards
 at once. Only shards that `commits/` names exist; `stages/verify_shards.py` checks them, `stages/status.py` counts them.
 """

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from configs.errors import RunStopped, UserError
-from pipeline.pairs import FULL_DISK
+from pipeline.full_disk import FULL_DISK
 from pipeline.shards.writer import DamagedShard
 
 Result = TypeVar("Result")

@@ -1,36 +1,33 @@
-"""From a config to a finished dataset: look before you leap, then drive.
+"""From a config to a finished dataset of pairs: look before you leap, then drive.
 
 Everything a user can have got wrong is checked before the output is touched: config, output, prompts, teacher,
-sampler, resources. Then ``run.json`` fixes the identity, a lease keeps other runs away, the shards that have no commit
-are made, and at the end the manifest and the data card are written.
+sampler, resources. The rest is a :class:`pipeline.dataset_run.DatasetRun`.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from configs.errors import RunStopped, UserError
+from configs.errors import UserError
 from configs.fingerprint import fingerprint
 from configs.schema import GeneratePairsConfig, PairsSpec
 from pipeline import teachers
 from pipeline.card import write_card
 from pipeline.class_labels import CLASSES, write_labels
-from pipeline.driver import Executor, StopRequest, drive
+from pipeline.dataset_run import KEPT, DatasetRun, num_shards
+from pipeline.driver import Executor
 from pipeline.executors import make_executor
 from pipeline.followed_worker import FollowedWorker, MakeFollower
-from pipeline.lease import Lease
+from pipeline.full_disk import full_disk_stops
 from pipeline.noise import check_noise_recipe
-from pipeline.pairs import FULL_DISK, PairWorker, ShardResult, preview_ids
+from pipeline.pairs import PairWorker
 from pipeline.plan import print_plan
-from pipeline.progress import Progress
 from pipeline.prompts import PromptTable, is_prompt_table, prepare_prompts
 from pipeline.provenance import code_revision
-from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import MAX_SAMPLES, MAX_SHARDS, PROMPTS, RUN
-from pipeline.shards.manifest import seal, write_manifest
+from pipeline.shard_maker import ShardResult, preview_ids
+from pipeline.shards.layout import PROMPTS
 from pipeline.shards.records import Run
 from pipeline.shards.storage import Storage
 
@@ -51,7 +48,7 @@ def generate_pairs(config: GeneratePairsConfig, followers: Sequence[MakeFollower
     config = _with_absolute_teacher(config)
     storage = Storage.open(config.output)
     teachers.check(config.teacher, config.spec)
-    with tempfile.TemporaryDirectory() as folder, _full_disk_stops(storage.uri):
+    with tempfile.TemporaryDirectory() as folder, full_disk_stops(storage.uri, KEPT):
         table = Path(folder) / PROMPTS
         prompts = _prompt_table(config, storage, table)
         teachers.check_prompts(config.teacher, prompts)
@@ -59,24 +56,14 @@ def generate_pairs(config: GeneratePairsConfig, followers: Sequence[MakeFollower
         if config.plan:
             print_plan(config, run, table)
             return
-        exists = storage.exists(RUN)
-        if exists and not _missing(dataset := Dataset.create_or_open(storage, run)):
-            if dataset.sealed is not None:
-                print(f"{storage.uri}: all {run.num_shards} shards exist; nothing to do")
-                return
-            with Lease(storage, config.runtime.lease_period_s):
-                _store_prompts(storage, table, run)
-                _finish(config, dataset)
-            return
-        executor = _executor(config, run, storage.uri, followers)
-        try:
-            dataset = Dataset.create_or_open(storage, run)
-            with Lease(storage, config.runtime.lease_period_s) as lease, StopRequest().installed() as stop:
-                _store_prompts(storage, table, run)
-                _make_missing_shards(config, dataset, executor, lease, stop)
-                _finish(config, dataset)
-        finally:
-            executor.close()
+        DatasetRun(
+            storage=storage,
+            run=run,
+            runtime=config.runtime,
+            make_executor=partial(_executor, config, run, storage.uri, followers),
+            store_table=partial(_store_prompts, storage, table, run),
+            write_card=write_card,
+        ).complete()
 
 
 def _with_absolute_teacher(config: GeneratePairsConfig) -> GeneratePairsConfig:
@@ -86,25 +73,6 @@ def _with_absolute_teacher(config: GeneratePairsConfig) -> GeneratePairsConfig:
         return config
     teacher = config.teacher.model_copy(update={"path": str(Path(path).resolve())})
     return config.model_copy(update={"teacher": teacher})
-
-
-@contextmanager
-def _full_disk_stops(root: str) -> Iterator[None]:
-    """A disk that fills up under the driver's own small files ends the run in one line, as under a worker's."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        raise RunStopped(
-            f"no space left ({error}); every committed shard of {root} is intact: "
-            "free some space, then run the same command again"
-        ) from error
-
-
-def _missing(dataset: Dataset) -> list[int]:
-    committed = dataset.committed()
-    return [shard for shard in range(dataset.run.num_shards) if shard not in committed]
 
 
 def _store_prompts(storage: Storage, table: Path, run: Run) -> None:
@@ -165,12 +133,6 @@ def _resolve(config: GeneratePairsConfig, prompts: PromptTable) -> Run:
             f"spec.num_samples: {num_samples:,} asked, {prompts.num_prompts:,} prompts x {settings.pairs_per_prompt} "
             f"pairs_per_prompt give {available:,}; raise spec.pairs_per_prompt or add prompts"
         )
-    num_shards = -(-num_samples // layout.samples_per_shard)
-    if num_samples > MAX_SAMPLES or num_shards > MAX_SHARDS:
-        raise UserError(
-            f"layout.samples_per_shard: {num_samples:,} samples in {num_shards:,} shards; a dataset holds at most "
-            f"{MAX_SAMPLES:,} samples in {MAX_SHARDS:,} shards"
-        )
     spec = PairsSpec(
         **{
             **settings.model_dump(),
@@ -183,7 +145,7 @@ def _resolve(config: GeneratePairsConfig, prompts: PromptTable) -> Run:
         fingerprint=fingerprint(spec),
         spec=spec,
         layout=layout,
-        num_shards=num_shards,
+        num_shards=num_shards(num_samples, layout.samples_per_shard),
         teacher=config.teacher,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         code_revision=code_revision(),
@@ -197,60 +159,3 @@ def _executor(
     make_pairs = partial(PairWorker, root, run.fingerprint, config.teacher, config.runtime, previews)
     make_followers = [partial(make_follower, root, run.fingerprint) for make_follower in followers]
     return make_executor(partial(FollowedWorker, make_pairs, make_followers), config.runtime)
-
-
-def _make_missing_shards(
-    config: GeneratePairsConfig, dataset: Dataset, executor: Executor[ShardResult], lease: Lease, stop: StopRequest
-) -> None:
-    runtime, run = config.runtime, dataset.run
-    missing = _missing(dataset)
-    num_done = run.spec.num_samples - sum(len(run.sample_ids(shard)) for shard in missing)
-    dataset.unpark()
-    print(f"{dataset.storage.uri}: {len(missing)} of {run.num_shards} shards to make", flush=True)
-    progress = Progress(dataset, lease, num_done, runtime.progress_period_s, runtime.max_rejected_fraction)
-    outcome = "failed"
-    try:
-        parked = drive(
-            executor,
-            missing,
-            progress,
-            stop,
-            max_errors_per_shard=runtime.max_errors_per_shard,
-            max_crashes_per_shard=runtime.max_crashes_per_shard,
-        )
-        outcome = "interrupted" if stop.requested else "parked" if parked else "complete"
-    except RunStopped as error:
-        outcome = f"stopped: {error}"
-        raise
-    finally:
-        with suppress(OSError):  # the report of a full disk may not fit on it; the cause is on its way up already
-            progress.close(outcome)
-    if stop.requested:
-        raise RunStopped("on request; committed shards are kept, run the same command again to go on")
-    if parked:
-        raise RunStopped(
-            f"{len(parked)} of {run.num_shards} shards are parked, reasons in {dataset.storage.uri}/parked/; "
-            "mend the cause, then run the same command again"
-        )
-
-
-def _finish(config: GeneratePairsConfig, dataset: Dataset) -> None:
-    summary = write_manifest(dataset)
-    num_listed = summary["num_samples"] + summary["num_rejected"]
-    if num_listed != dataset.run.spec.num_samples:
-        raise RunStopped(
-            f"{dataset.storage.uri}: {num_listed:,} samples listed, {dataset.run.spec.num_samples:,} asked"
-        )
-    allowed = config.runtime.max_rejected_fraction * dataset.run.spec.num_samples
-    if summary["num_rejected"] > allowed:
-        raise RunStopped(
-            f"{summary['num_rejected']:,} of {dataset.run.spec.num_samples:,} samples are rejected "
-            f"({summary['rejected_by_reason']}), not sealed; accept that by raising runtime.max_rejected_fraction, or "
-            "mend the cause and have their shards made again: verify_shards.py --repair --redo_rejected"
-        )
-    write_card(dataset, summary)
-    seal(dataset, summary)
-    print(
-        f"{dataset.storage.uri}: complete, {summary['num_samples']:,} pairs in {summary['num_shards']:,} shards, "
-        f"{summary['num_bytes'] / 1e6:,.1f} MB, {summary['num_rejected']:,} rejected; see README.md there"
-    )

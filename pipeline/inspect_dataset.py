@@ -3,12 +3,13 @@
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from configs.encode_schema import ImagesSpec
 from configs.errors import RunStopped, UserError
-from configs.schema import StatusConfig, VerifyShardsConfig
+from configs.schema import PairsSpec, StatusConfig, VerifyShardsConfig
 from pipeline.lease import Lease, read_lease
 from pipeline.noise import check_noise_recipe
 from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import PROMPTS, SEALED
+from pipeline.shards.layout import PROMPTS, SEALED, SOURCES
 from pipeline.shards.manifest import read_commits
 from pipeline.shards.storage import Storage
 from pipeline.shards.verify import Findings, collect_garbage, verify
@@ -26,7 +27,7 @@ def status(config: StatusConfig) -> None:
         UserError: there is no dataset at the root, or its lease is damaged.
         RunStopped: a record is damaged.
     """
-    dataset = Dataset.open(Storage.open(config.root))
+    dataset = Dataset.open_any(Storage.open(config.root))
     run, spec = dataset.run, dataset.run.spec
     commits = read_commits(dataset)
     stored = sum(commit.num_samples for commit in commits)
@@ -34,11 +35,10 @@ def status(config: StatusConfig) -> None:
     seconds = sum(commit.timing.sample_seconds for commit in commits)
     parked = sorted(dataset.parked())
     megabytes = sum(commit.num_bytes for commit in commits) / 1e6
-    sampler = f"{spec.sampler.name}, guidance_scale {spec.guidance_scale:g}"
     print(f"dataset      {dataset.storage.uri}  ({run.fingerprint[:16]}, created {run.created})")
-    print(f"teacher      {spec.teacher.kind} {spec.teacher.weights_digest[:16]}, {sampler}")
+    print(f"{'teacher' if run.holds == 'pairs' else 'source':<12} {_origin(spec)}")
     print(f"shards       {len(commits):,} of {run.num_shards:,} ({len(commits) / run.num_shards:.1%})")
-    print(f"pairs        {stored:,} of {spec.num_samples:,}, {rejected:,} rejected, {megabytes:,.1f} MB")
+    print(f"{run.holds:<12} {stored:,} of {spec.num_samples:,}, {rejected:,} rejected, {megabytes:,.1f} MB")
     if seconds:
         print(f"speed        {stored / seconds:,.2f} images/s per device, {seconds / 3600:,.2f} device-hours")
     if parked:
@@ -47,12 +47,20 @@ def status(config: StatusConfig) -> None:
     print(f"state        {_state(dataset, run.num_shards - len(commits))}")
 
 
+def _origin(spec: PairsSpec | ImagesSpec) -> str:
+    if isinstance(spec, ImagesSpec):
+        latents = f", latents {'x'.join(map(str, spec.latents.sample_shape))}" if spec.latents else ""
+        return f"{spec.sources_digest[:16]}, {spec.image_size} pixels by {spec.resize}{latents}"
+    sampler = f"{spec.sampler.name}, guidance_scale {spec.guidance_scale:g}"
+    return f"{spec.teacher.kind} {spec.teacher.weights_digest[:16]}, {sampler}"
+
+
 def _state(dataset: Dataset, num_missing: int) -> str:
     if dataset.sealed is not None:
         if num_missing:
             return f"sealed, yet {num_missing:,} commit records are lost; run verify_shards.py --repair"
         return "sealed: complete, manifest and data card written"
-    todo = f"{num_missing:,} shards to make, run generate_pairs.py with the same config"
+    todo = f"{num_missing:,} shards to make, run {dataset.run.made_by} with the same config"
     lease = read_lease(dataset.storage)
     if lease is None:
         return f"no run holds it; {todo}"
@@ -74,11 +82,13 @@ def verify_shards(config: VerifyShardsConfig) -> None:
         RunStopped: something is damaged, and was not withdrawn.
     """
     check_noise_recipe()
-    dataset = Dataset.open(Storage.open(config.root))
+    dataset = Dataset.open_any(Storage.open(config.root))
     if config.redo_rejected and not config.repair:
         raise UserError("--redo_rejected: withdraws shards, which only --repair may do; add --repair")
     if config.gc and not dataset.storage.exists(SEALED):
         raise UserError("--gc: the dataset is not sealed, a run may still need these files; finish it first")
+    if config.deep and dataset.run.holds != "pairs":
+        raise UserError("--deep: runs a teacher again, and real images have none; leave it out")
     with Lease(dataset.storage, _LEASE_PERIOD_S) if config.repair or config.gc else nullcontext() as lease:
         findings = verify(dataset)
         for problem in findings.problems:
@@ -90,11 +100,13 @@ def verify_shards(config: VerifyShardsConfig) -> None:
             lease.check()
         if config.repair:
             _repair(config, dataset, findings, differing)
-            left = len(findings.prompts)
+            left = len(findings.table)
         if left:
-            raise RunStopped(f"{config.root}: {left} problems{_hint(config, findings, left)}")
+            raise RunStopped(f"{config.root}: {left} problems{_hint(config, dataset, findings, left)}")
         if config.gc and not dataset.storage.exists(SEALED):
-            raise RunStopped(f"{config.root}: --gc deleted nothing, shards were withdrawn; run generate_pairs.py first")
+            raise RunStopped(
+                f"{config.root}: --gc deleted nothing, shards were withdrawn; run {dataset.run.made_by} first"
+            )
         if config.gc:
             print(f"deleted {len(collect_garbage(dataset, findings.whole))} unreferenced files")
         elif findings.unreferenced:
@@ -102,16 +114,19 @@ def verify_shards(config: VerifyShardsConfig) -> None:
 
 
 def _summary(dataset: Dataset, findings: Findings) -> str:
-    text = f"{len(findings.whole):,} of {dataset.run.num_shards:,} shards whole, {findings.num_samples:,} pairs"
+    run = dataset.run
+    text = f"{len(findings.whole):,} of {run.num_shards:,} shards whole, {findings.num_samples:,} {run.holds}"
     return text + (f"; {len(findings.missing):,} not made yet" if findings.missing else "")
 
 
-def _hint(config: VerifyShardsConfig, findings: Findings, num_problems: int) -> str:
-    hint = ""
-    if findings.prompts:
+def _hint(config: VerifyShardsConfig, dataset: Dataset, findings: Findings, num_problems: int) -> str:
+    hint, made_by = "", dataset.run.made_by
+    if findings.table and dataset.run.holds == "pairs":
         hint += f"; {PROMPTS} is beyond repair: put the right one back, or make it again with prepare_prompts.py"
-    if num_problems > len(findings.prompts):
-        hint += "; --repair withdraws what generate_pairs.py can make again"
+    elif findings.table:
+        hint += f"; {SOURCES} is beyond repair: remove {SEALED} and run {made_by} again, which writes it"
+    if num_problems > len(findings.table):
+        hint += f"; --repair withdraws what {made_by} can make again"
     return hint + ("; --gc deleted nothing" if config.gc else "")
 
 
@@ -154,5 +169,5 @@ def _repair(
             dataset.withdraw(shard, reason)
         print(
             f"withdrew {len(damaged)} damaged shards and {len(rejected)} with rejected samples; "
-            "run generate_pairs.py again to make what is missing"
+            f"run {dataset.run.made_by} again to make what is missing"
         )

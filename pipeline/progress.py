@@ -17,8 +17,7 @@ from tqdm import tqdm
 from configs.errors import RunStopped
 from pipeline.driver import Executor, Outcome
 from pipeline.lease import Lease
-from pipeline.pairs import ShardResult
-from pipeline.sampling import max_rejected
+from pipeline.shard_maker import ShardResult, max_rejected
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import REPORT
 
@@ -62,7 +61,11 @@ class Progress:
         self._run_id = f"{self._started_at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         self._num_flushed = 0
         self._bar = tqdm(
-            total=self._total, initial=num_done, unit="pair", disable=not sys.stderr.isatty(), dynamic_ncols=True
+            total=self._total,
+            initial=num_done,
+            unit=f" {dataset.run.holds}",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
         )
 
     @property
@@ -199,7 +202,7 @@ class Progress:
         mean = self.num_finished / elapsed
         eta = tqdm.format_interval((self._total - done) / mean) if mean else "?"
         return (
-            f"pairs {done:,}/{self._total:,} ({done / self._total:.0%}) | "
+            f"{self._dataset.run.holds} {done:,}/{self._total:,} ({done / self._total:.0%}) | "
             f"{sum(num for _, num in self._window) / window:.1f} images/s, mean {mean:.1f} | ETA {eta} | "
             f"workers {executor.num_workers}, shards in flight {executor.in_flight}, waiting {num_waiting} | "
             f"retries {self._retries.total()}, rejected {self.num_rejected}, parked {len(self._parked)}"
@@ -211,7 +214,7 @@ class Progress:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self._rejected.most_common())
             raise RunStopped(
                 f"{self.num_rejected} of {self.num_finished} samples are rejected ({reasons}); "
-                "mend the teacher or its dtype, or raise runtime.max_rejected_fraction"
+                f"{self._dataset.run.what_to_mend}, or raise runtime.max_rejected_fraction"
             )
 
     def _event(self, event: str, **about: Any) -> None:

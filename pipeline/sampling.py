@@ -71,11 +71,6 @@ def sample_batch(
     )
 
 
-def max_rejected(fraction: float, num_made: int, num_samples: int) -> float:
-    """How many of ``num_made`` samples may be bad: a rate needs a thousand samples, or all there are, to mean much."""
-    return fraction * max(num_made, min(num_samples, 1000))
-
-
 def rejection_reasons(batch: TeacherBatch, spec: PairsSpec, num_expected: int) -> list[str | None]:
     """Why each sample of a batch cannot be kept, or None.
 

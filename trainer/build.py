@@ -4,8 +4,8 @@ First comes everything that can be refused: processes, batch arithmetic, tracker
 run directory, the checkpoint to go on from. Then the networks:
 
     teacher                  placed by hand, frozen, not prepared: what is prepared is wrapped and kept in step
-    student, fake score      copies of the teacher's network, prepared
-    student's average        a copy of the student, taken before it is prepared
+    student, fake score      copies of the teacher's network, or of another run's (init_from), prepared
+    student's average        a copy of the student, taken before it is prepared, or another run's
 
 The wrappers that make denoisers of networks stay outside of the prepared networks: what runs in low precision is the
 network call alone. The teacher's calls have the same autocast as those of student and fake score, or the difference of
@@ -40,6 +40,7 @@ from trainer.data.batch_shape import batch_shape
 from trainer.data.training_data import TrainingData
 from trainer.dmd import DistributionMatching
 from trainer.ema import StudentEma
+from trainer.initial_weights import InitialWeights
 from trainer.regression import Distance, build_regression, check_regression
 from trainer.run_directory import begin, check, locked
 from trainer.tracking.metrics_file import METRICS, last_step
@@ -69,7 +70,8 @@ def build(config: TrainConfig) -> TrainingRun:
         data = TrainingData(config)
         for root, dataset in data.datasets:
             check_dataset(config, identity, root, dataset.spec)
-        spec = _spec(config, identity, data)
+        initial = InitialWeights(Path(config.init_from).expanduser(), identity) if config.init_from else None
+        spec = _spec(config, identity, data, initial)
         if accelerator.is_main_process:
             check(directory, spec)
             resources.enter_context(locked(directory))
@@ -82,13 +84,17 @@ def build(config: TrainConfig) -> TrainingRun:
             teacher.enable_gradient_checkpointing()
         schedule, parametrization = teacher.denoiser.schedule, teacher.denoiser.parametrization
         t = conditioning_time(teacher.denoiser, config.student)
-        network = _network(config, accelerator.device)
+        if initial is not None and checkpoint is None:
+            initial.check()
+        network = _network(config, accelerator.device, initial, "student")
         ema = StudentEma(network, config.student.ema_decay) if config.student.ema_decay is not None else None
+        if ema is not None and initial is not None:
+            initial.load("student_ema", ema.module)
         student = Trainable(accelerator, network, config.optimizer, config.optimizer.lr)
         student_denoiser = Denoiser(partial(teacher.call, student.prepared), schedule, parametrization)
         fake_score = matching = None
         if config.loss.dm_weight > 0:
-            network = _network(config, accelerator.device)
+            network = _network(config, accelerator.device, initial, "fake_score")
             critic_lr = config.optimizer.critic_lr or config.optimizer.lr
             fake_score = Trainable(accelerator, network, config.optimizer, critic_lr)
             fake_denoiser = Denoiser(partial(teacher.call, fake_score.prepared), schedule, parametrization)
@@ -225,9 +231,12 @@ def _agreed(accelerator: "Accelerator", checkpoint: Path | None, spec: TrainSpec
     return agreed[0]
 
 
-def _network(config: TrainConfig, device: torch.device) -> nn.Module:
-    """A copy of the teacher's network on the device, ready to be prepared."""
-    network: Any = teachers.load_network(config.teacher).to(device)
+def _network(config: TrainConfig, device: torch.device, initial: InitialWeights | None, name: str) -> nn.Module:
+    """A copy of the teacher's network on the device, with other weights if a run begins with them; to be prepared."""
+    network: Any = teachers.load_network(config.teacher)
+    if initial is not None:
+        initial.load(name, network)
+    network.to(device)
     if config.runtime.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if config.runtime.compile:
@@ -235,7 +244,9 @@ def _network(config: TrainConfig, device: torch.device) -> nn.Module:
     return network
 
 
-def _spec(config: TrainConfig, identity: TeacherIdentity, data: TrainingData) -> TrainSpec:
+def _spec(
+    config: TrainConfig, identity: TeacherIdentity, data: TrainingData, initial: InitialWeights | None
+) -> TrainSpec:
     return TrainSpec(
         teacher=identity,
         data=data.identities,
@@ -243,6 +254,7 @@ def _spec(config: TrainConfig, identity: TeacherIdentity, data: TrainingData) ->
         holdout=config.data.holdout,
         shuffle_window=config.data.shuffle_window,
         student=config.student,
+        init_digest=initial.digest if initial is not None else None,
         loss=config.loss,
         optimizer=config.optimizer,
         batch=config.batch,

@@ -15,14 +15,12 @@ References:
     Yin et al. 2024b, Improved Distribution Matching Distillation, arXiv 2405.14867.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from configs.train_schema import TrainConfig
+from pipeline.full_disk import full_disk_stops
 from trainer.build import build
-from trainer.full_disk import full_disk_stops
 from trainer.losses import finite_samples
 from trainer.preemption import StopSignal
 from trainer.tracking.diagnostics import observe_samples, observe_scores
@@ -39,7 +37,7 @@ def train(config: TrainConfig) -> None:
         UserError: something about config, data or run directory is wrong; nothing has been changed.
         RunStopped: the run cannot go on: what it has learnt is in the last checkpoint.
     """
-    with full_disk_stops(Path(config.output)), StopSignal() as stop, build(config) as run:
+    with full_disk_stops(config.output, "its checkpoints are untouched"), StopSignal() as stop, build(config) as run:
         if run.state.step >= config.runtime.steps and run.is_finished():
             run.metrics.say(f"{run.directory}: {run.state.step} steps are done, nothing left to do")
             return

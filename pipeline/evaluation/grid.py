@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.pairs import preview_ids
+from pipeline.shard_maker import preview_ids
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import key, preview_path
 from pipeline.shards.storage import Storage

@@ -121,7 +121,7 @@ def open_reference(config: EvaluateConfig, scores: Scores) -> Reference | None:
         return Reference.read(path, source)
     storage = Storage.open(source if "://" in source else str(path.absolute()))
     if storage.exists(RUN):
-        dataset = Dataset.open(storage)
+        dataset = Dataset.open_any(storage)
         scores.make_one(dataset, scores.features)
         return Reference.of(read_column(dataset, scores.features, "features"), source)
     return Reference.of(_features_of_folder(path, scores.scorer(scores.features), Storage.open(config.output)), source)

@@ -34,7 +34,7 @@ def score_pairs(config: ScorePairsConfig) -> None:
     """
     from pipeline.scoring.build import build_scorer
 
-    dataset = Dataset.open(Storage.open(config.root))
+    dataset = Dataset.open_any(Storage.open(config.root))
     score_shards(dataset, config.name, partial(build_scorer, with_absolute_paths(config.scorer)), config.runtime)
 
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from configs.errors import RunStopped
 from configs.score_schema import ScoreRuntime
-from pipeline.pairs import open_shared_dataset
 from pipeline.scoring.score_table import claim, create_table, record_of, table_path
 from pipeline.scoring.scorer import Scorer
+from pipeline.shard_maker import open_shared_dataset
 from pipeline.shards.manifest import read_index
 from pipeline.shards.members import decode_image, split_members
 from pipeline.shards.parallel import parallel_map

@@ -16,7 +16,7 @@ from pipeline.shards.layout import SEALED, SHARDS_TABLE, samples_table
 from pipeline.shards.manifest import SHARDS_SCHEMA, read_indices, shards_table, summary
 from pipeline.shards.parquet_fault import DamagedParquet, reading_parquet
 from pipeline.shards.records import Commit, DamagedRecord
-from pipeline.shards.writer import INDEX_SCHEMA
+from pipeline.shards.writer import index_schema
 
 _ROWS_PER_BATCH = 16_384
 
@@ -57,7 +57,7 @@ def check_manifest(dataset: Dataset, commits: list[Commit]) -> list[str]:
         try:
             shards = _Rows(dataset, [SHARDS_TABLE], SHARDS_SCHEMA, Path(folder))
             shards.compare((commit, shards_table(dataset, [commit])) for commit in commits)
-            samples = _Rows(dataset, parts, INDEX_SCHEMA, Path(folder))
+            samples = _Rows(dataset, parts, index_schema(dataset.run.spec), Path(folder))
             samples.compare(zip(commits, indices, strict=True))
         except _DamagedTable as error:
             return [str(error)]

@@ -1,4 +1,4 @@
-"""A pair dataset at a root: its identity, and which of its shards exist.
+"""A dataset of pairs, or of real images, at a root: its identity, and which of its shards exist.
 
 The state of a run *is* the set of commit records on storage. Resuming is: read ``run.json``, compare, list
 ``commits/``, do the rest. Never is a shard believed to exist because a tar of its name lies around.
@@ -36,7 +36,20 @@ class Dataset:
 
     @staticmethod
     def open(storage: Storage) -> "Dataset":
-        """Open an existing dataset.
+        """Open an existing dataset of pairs.
+
+        Raises:
+            UserError: as :meth:`open_any`, or it holds images.
+            DamagedRecord: ``run.json`` was edited or damaged.
+        """
+        dataset = Dataset.open_any(storage)
+        if dataset.run.holds != "pairs":
+            raise UserError(f"{storage.uri}: holds real images, and pairs are needed; name a root of generate_pairs.py")
+        return dataset
+
+    @staticmethod
+    def open_any(storage: Storage) -> "Dataset":
+        """Open an existing dataset, of pairs or of images.
 
         Raises:
             UserError: there is no ``run.json``, or it is of another version of the format or of the noise.
@@ -73,7 +86,9 @@ class Dataset:
                 raise UserError(f"{storage.uri}: not empty and not a pair dataset; name an empty or a new output")
             if storage.create(RUN, run.to_json()):
                 return Dataset(storage, run)
-        existing = Dataset.open(storage)
+        existing = Dataset.open_any(storage)
+        if existing.run.holds != run.holds:
+            raise UserError(f"{storage.uri}: holds {existing.run.holds}, not {run.holds}; name a new output")
         there = {
             "spec": existing.run.spec.model_dump(mode="json"),
             "layout": existing.run.layout.model_dump(mode="json"),
@@ -165,11 +180,11 @@ def _check_version(data: bytes, where: str) -> None:
     """
     try:
         spec = parse_json(data)["spec"]
-        found = {"format_version": spec["format_version"], "noise_recipe": spec["noise_recipe"]}
+        found = {name: spec[name] for name in ("format_version", "noise_recipe") if name in spec}
     except (ValueError, KeyError, TypeError):
         return
     for name, expected in (("format_version", FORMAT_VERSION), ("noise_recipe", NOISE_RECIPE)):
-        if found[name] != expected:
+        if found.get(name, expected) != expected:
             raise UserError(
                 f"{where}: {name} is {found[name]!r}, this code knows {expected!r} only; "
                 "use the version of the code that made the dataset"

@@ -1,7 +1,8 @@
-"""Names, members and columns of a pair dataset.
+"""Names, members and columns of a dataset of pairs, or of real images.
 
     ROOT/run.json                                 identity, create-only
-    ROOT/prompts.parquet                          the prompt table the samples refer to
+    ROOT/prompts.parquet                          the prompt table that pairs refer to, or
+    ROOT/sources.parquet                          the list of the real images that are encoded
     ROOT/lease.json                               who is working on it, while somebody is
     ROOT/shards/{run8}-{shard:06d}-{sha12}.tar    plain WebDataset; members {key}.{suffix}, key = 9 digits
     ROOT/index/{shard:06d}-{sha12}.parquet        one row per sample, rejected ones included
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 
 RUN = "run.json"
 PROMPTS = "prompts.parquet"
+SOURCES = "sources.parquet"
 LEASE = "lease.json"
 SEALED = "SEALED.json"
 REPORT = "report.json"
@@ -76,8 +78,8 @@ def sha256_hex(data: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class IndexRow:
-    """One sample in a shard's index.
+class Row:
+    """What a shard's index says of any sample.
 
     Attributes:
         key: nine digits, the sample id.
@@ -85,13 +87,7 @@ class IndexRow:
         row: position among the shard's stored samples; -1 for a rejected sample.
         offset: byte offset of the sample's first tar header in the shard; -1 for a rejected sample.
         length: bytes from there to the end of the sample's last member, padding included; 0 for a rejected sample.
-        prompt_id: id of the prompt in the prompt table.
         prompt: text of the prompt.
-        prompt_truncated: the text encoder reads only the beginning of the prompt, because it is too long.
-        seed: the dataset's seed.
-        noise_digest: see :func:`pipeline.noise.noise_digest`.
-        guidance_scale: the dataset's guidance weight.
-        made_in_float32: the first attempt was bad, and this sample was made again alone, with float32 networks.
         status: ``ok`` or ``rejected``.
         reason: why it was rejected; empty for ``ok``.
     """
@@ -101,12 +97,42 @@ class IndexRow:
     row: int
     offset: int
     length: int
-    prompt_id: str
     prompt: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class IndexRow(Row):
+    """One pair in a shard's index.
+
+    Attributes:
+        prompt_id: id of the prompt in the prompt table.
+        prompt_truncated: the text encoder reads only the beginning of the prompt, because it is too long.
+        seed: the dataset's seed.
+        noise_digest: see :func:`pipeline.noise.noise_digest`.
+        guidance_scale: the dataset's guidance weight.
+        made_in_float32: the first attempt was bad, and this sample was made again alone, with float32 networks.
+    """
+
+    prompt_id: str
     prompt_truncated: bool
     seed: int
     noise_digest: str
     guidance_scale: float
     made_in_float32: bool
-    status: str
-    reason: str
+
+
+@dataclass(frozen=True)
+class ImageRow(Row):
+    """One real image in a shard's index.
+
+    Attributes:
+        name: of the image in its source.
+        source_sha256: of the image file's bytes; empty if it could not be read.
+        label: number of its class, -1 without one.
+    """
+
+    name: str
+    source_sha256: str
+    label: int

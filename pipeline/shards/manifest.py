@@ -22,7 +22,7 @@ from pipeline.shards.layout import SEALED, SHARDS_TABLE, key, samples_table, sha
 from pipeline.shards.parallel import parallel_map
 from pipeline.shards.parquet_fault import DamagedParquet, reading_parquet
 from pipeline.shards.records import Commit
-from pipeline.shards.writer import INDEX_SCHEMA, DamagedShard
+from pipeline.shards.writer import DamagedShard, index_schema
 
 ROWS_PER_PART = 1_000_000
 _PARALLEL_READS = 16
@@ -132,7 +132,7 @@ def read_index(dataset: Dataset, commit: Commit) -> pa.Table:
             table.validate(full=True)
     except DamagedParquet as error:
         raise DamagedShard(f"{where} is no Parquet file ({error})") from None
-    if not table.schema.equals(INDEX_SCHEMA):
+    if not table.schema.equals(index_schema(dataset.run.spec)):
         raise DamagedShard(f"{where} has other columns than this version of the format")
     offsets, lengths = (table[name].to_numpy() for name in ("offset", "length"))
     if any((lengths < 0) | (offsets < -1) | (offsets > commit.num_bytes - lengths)):

@@ -30,6 +30,8 @@ from pipeline.shards.layout import IndexRow
 
 PREVIEW_PIXELS = 192
 """Longest side of a preview."""
+_MAX_OTHER_BYTES = 16 << 20
+"""Of headers, of a text, and of a text embedding, whose shape the spec does not tell."""
 
 _PARSING = threading.Lock()
 """NumPy reads an array's header with ``ast.literal_eval``, whose depth CPython 3.11 counts once for all threads: when a
@@ -80,11 +82,11 @@ def encode_members(sample: Sample, spec: PairsSpec, fingerprint: str) -> dict[st
     }
     members = {"json": json.dumps(about, sort_keys=True).encode()}
     if fields.noise:
-        members["noise.npy"] = _npy(sample.noise)
+        members["noise.npy"] = npy(sample.noise)
     if sample.x0 is not None:
-        members["x0.npy"] = _npy(sample.x0)
+        members["x0.npy"] = npy(sample.x0)
     if sample.text_embedding is not None:
-        members["text_embedding.npy"] = _npy(sample.text_embedding)
+        members["text_embedding.npy"] = npy(sample.text_embedding)
     if fields.prompt:
         members[prompt_suffix(spec)] = row.prompt.encode()
     if fields.image != "none" and sample.image is not None:
@@ -161,7 +163,18 @@ def decode_array(data: bytes) -> NDArray[np.generic]:
         raise ValueError(f"no array: {error}") from None
 
 
-def _npy(array: NDArray[np.generic]) -> bytes:
+def member_bound(*shapes: tuple[int, ...]) -> int:
+    """More bytes than any member has of a sample with arrays and images of these shapes, whatever its encoding."""
+    return 8 * max(math.prod(shape) for shape in shapes) + _MAX_OTHER_BYTES
+
+
+def is_finite(array: NDArray[Any]) -> bool:
+    """Whether every value is."""
+    return bool(np.isfinite(array).all())
+
+
+def npy(array: NDArray[np.generic]) -> bytes:
+    """An array as an ``.npy`` member: C order, no pickle."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()

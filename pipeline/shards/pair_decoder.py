@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from configs.schema import PairsSpec
 from pipeline.noise import noise, noise_digest
-from pipeline.shards.check_shard import expected_suffixes, max_member_bytes
+from pipeline.shards.check_pairs import expected_suffixes, max_member_bytes
 from pipeline.shards.layout import key
 from pipeline.shards.members import decode_array, decode_image
 

@@ -105,20 +105,20 @@ class PairReader:
         self.root = storage.uri
         dataset = Dataset.open(storage)
         self.run = dataset.run
-        if not self.run.spec.fields.noise:
+        if not self.run.pairs.fields.noise:
             check_noise_recipe()
         with self._naming_the_repair():
             commits, self.content_sha256 = _read_commits(dataset, allow_partial)
         selected = read_selection(selection, self.run.fingerprint) if selection is not None else None
         self.selection_digest = selected.digest if selected else None
-        per_prompt = self.run.spec.pairs_per_prompt
-        self.prompt_rows: range | NDArray[np.int64] = range(-(-self.run.spec.num_samples // per_prompt))
+        per_prompt = self.run.pairs.pairs_per_prompt
+        self.prompt_rows: range | NDArray[np.int64] = range(-(-self.run.pairs.num_samples // per_prompt))
         if selected is not None:
             self.prompt_rows = np.unique(selected.sample_ids // per_prompt)
         self._split = Split(self.root, self.run, commits, selected, holdout)
         self._order = ShuffledOrder(self._split.sizes, seed, window, f"pairs/{self.run.fingerprint[:16]}")
         self.num_samples = self._order.num_rows
-        self._decoder = PairDecoder(self.run.spec)
+        self._decoder = PairDecoder(self.run.pairs)
         self.target: Target = self._decoder.target
         self._opener = ShardOpener(dataset, commits, self._split, ShardCache(storage, cache_folder, cache_bytes))
         self._shards = Ahead(self._opener.open, _WINDOWS_OPEN * window, OpenShard.close)

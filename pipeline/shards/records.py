@@ -5,10 +5,11 @@ dialect. Both are pydantic models, so the schema is the code.
 """
 
 from collections import Counter
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
+from configs.encode_schema import ImagesSpec
 from configs.errors import RunStopped
 from configs.schema import Model, PairsLayout, PairsSpec, TeacherConfig
 from pipeline.shards.layout import commit_path
@@ -102,19 +103,27 @@ class Commit(Model):
         return Counter(rejection.reason for rejection in self.rejected)
 
 
+def _kind_of_spec(spec: object) -> str:
+    is_images = isinstance(spec, ImagesSpec) or (isinstance(spec, dict) and "sources_digest" in spec)
+    return "images" if is_images else "pairs"
+
+
 class Run(Model):
     """What ``run.json`` says: the identity of a dataset, fixed at its first run."""
 
     fingerprint: str
     """sha256 of ``spec``; see configs/fingerprint.py."""
-    spec: PairsSpec
+    spec: Annotated[
+        Annotated[PairsSpec, Tag("pairs")] | Annotated[ImagesSpec, Tag("images")], Discriminator(_kind_of_spec)
+    ]
     """The identity."""
     layout: PairsLayout
     """How samples are cut into shards."""
     num_shards: int
     """Number of shards."""
-    teacher: TeacherConfig
-    """Where the teacher lay at the first run, so that verification can find it again. Not part of the identity."""
+    teacher: TeacherConfig | None
+    """Where the teacher lay at the first run, so that verification can find it again. Not part of the identity. Of real
+    images: the pipeline whose autoencoder made the latents; None if there are none."""
     created: str
     """UTC time, ISO 8601."""
     code_revision: str
@@ -126,6 +135,28 @@ class Run(Model):
         if self.num_shards != expected:
             raise ValueError(f"num_shards is {self.num_shards}, the samples make {expected}")
         return self
+
+    @property
+    def holds(self) -> Literal["pairs", "images"]:
+        """What a sample is: a noise and what a teacher makes of it, or a real image."""
+        return "images" if isinstance(self.spec, ImagesSpec) else "pairs"
+
+    @property
+    def made_by(self) -> str:
+        """The script that makes what is missing."""
+        return {"pairs": "generate_pairs.py", "images": "encode_images.py"}[self.holds]
+
+    @property
+    def what_to_mend(self) -> str:
+        """Advice on samples that are bad."""
+        return {"pairs": "mend the teacher or its dtype", "images": "mend the source or spec.resize"}[self.holds]
+
+    @property
+    def pairs(self) -> PairsSpec:
+        """The spec of a dataset of pairs. Raises TypeError for one of images, which Dataset.open keeps out."""
+        if not isinstance(self.spec, PairsSpec):
+            raise TypeError("a dataset of images has no pairs")
+        return self.spec
 
     def to_json(self) -> bytes:
         """The record as it is stored."""

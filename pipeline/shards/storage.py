@@ -271,7 +271,7 @@ class _RangeReader(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if origin + offset < 0:
-            raise ValueError(f"negative position {origin + offset}")
+            raise OSError(errno.EINVAL, f"negative position {origin + offset}")  # as a file on a disk does
         self._position = origin + offset
         return self._position
 

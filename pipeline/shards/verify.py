@@ -1,7 +1,7 @@
 """Is a dataset what was written, and is what was written what its spec asks for?
 
-Every shard (see :mod:`pipeline.shards.check_shard`), the prompt table, the manifest of a sealed dataset (see
-:mod:`pipeline.shards.check_manifest`), and files that nothing refers to, which are harmless.
+Every shard (see :mod:`pipeline.shards.check_shard`), the prompt table or the list of images, the manifest
+of a sealed dataset (see :mod:`pipeline.shards.check_manifest`), and files that nothing refers to, which are harmless.
 
 Only bytes that were read and are wrong count as damage. When the storage fails there is no finding: the OSError is the
 caller's.
@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from configs.encode_schema import ImagesSpec
+from pipeline.images.source_table import SourceTable
+from pipeline.prompts import PromptTable
+from pipeline.shards.check_images import ImageContents
 from pipeline.shards.check_manifest import check_manifest
-from pipeline.shards.check_shard import check_shard
+from pipeline.shards.check_pairs import PairContents
+from pipeline.shards.check_shard import Contents, check_shard
 from pipeline.shards.dataset import Dataset
-from pipeline.shards.layout import PROMPTS, SEALED
-from pipeline.shards.local_prompts import LocalPrompts
+from pipeline.shards.layout import PROMPTS, SEALED, SOURCES
+from pipeline.shards.local_table import LocalTable
 from pipeline.shards.parallel import parallel_map
 from pipeline.shards.records import Commit, DamagedRecord
 from pipeline.shards.writer import DamagedShard
@@ -35,7 +40,8 @@ class Findings:
         whole: records of the shards with which all is well, in order.
         missing: shards without a commit record.
         damaged: what is wrong, by shard.
-        prompts: what is wrong with the prompt table. If anything is, the prompts of the shards were not checked.
+        table: what is wrong with the prompt table, or with the list of images. If anything is, what the shards say of
+            prompts or images was not checked.
         manifest: what is wrong with ``SEALED.json`` and ``manifest/``, which can be derived again.
         unreferenced: paths of files that no commit record names, if every record could be read.
     """
@@ -43,7 +49,7 @@ class Findings:
     whole: list[Commit] = field(default_factory=list[Commit])
     missing: list[int] = field(default_factory=list[int])
     damaged: dict[int, str] = field(default_factory=dict[int, str])
-    prompts: list[str] = field(default_factory=list[str])
+    table: list[str] = field(default_factory=list[str])
     manifest: list[str] = field(default_factory=list[str])
     unreferenced: list[str] = field(default_factory=list[str])
 
@@ -55,7 +61,7 @@ class Findings:
     @property
     def problems(self) -> list[str]:
         """One line for everything that is wrong. A dataset in the making has none for being incomplete."""
-        return [*self.prompts, *self.damaged.values(), *self.manifest]
+        return [*self.table, *self.damaged.values(), *self.manifest]
 
 
 def verify(dataset: Dataset) -> Findings:
@@ -71,10 +77,10 @@ def verify(dataset: Dataset) -> Findings:
     committed = dataset.committed()
     findings.missing = sorted(set(range(dataset.run.num_shards)) - committed)
     with tempfile.TemporaryDirectory() as folder:
-        prompts = _local_prompts(dataset, Path(folder), findings)
+        contents = _contents(dataset, Path(folder), findings)
 
         def check(shard: int) -> tuple[int, Commit | str]:
-            return shard, _check(dataset, shard, prompts)
+            return shard, _check(dataset, shard, contents)
 
         for shard, result in parallel_map(check, sorted(committed), _PARALLEL_SHARDS):
             if isinstance(result, str):
@@ -115,20 +121,27 @@ def collect_garbage(dataset: Dataset, commits: Iterable[Commit]) -> list[str]:
     return old
 
 
-def _local_prompts(dataset: Dataset, folder: Path, findings: Findings) -> LocalPrompts | None:
-    """A copy of the prompt table; None, and a finding, if it is not the one that the dataset was made with."""
+def _contents(dataset: Dataset, folder: Path, findings: Findings) -> Contents:
+    """What the shards should hold, by a copy of the table that the samples refer to, if that is the right one."""
+    spec = dataset.run.spec
     try:
-        prompts = LocalPrompts(dataset, folder)
+        if isinstance(spec, ImagesSpec):
+            sources = ImageContents.table(dataset, spec, folder)
+            return ImageContents(dataset, spec, sources if _is_right(sources, findings) else None)
+        prompts = PairContents.table(dataset, folder)
+        return PairContents(dataset, prompts if _is_right(prompts, findings) else None)
     except FileNotFoundError:
-        findings.prompts.append(f"{PROMPTS} is missing")
-        return None
-    if (problem := prompts.problem()) is not None:
-        findings.prompts.append(problem)
-        return None
-    return prompts
+        findings.table.append(f"{SOURCES if isinstance(spec, ImagesSpec) else PROMPTS} is missing")
+    return ImageContents(dataset, spec, None) if isinstance(spec, ImagesSpec) else PairContents(dataset, None)
 
 
-def _check(dataset: Dataset, shard: int, prompts: LocalPrompts | None) -> Commit | str:
+def _is_right(table: LocalTable[PromptTable] | LocalTable[SourceTable], findings: Findings) -> bool:
+    if (problem := table.problem()) is not None:
+        findings.table.append(problem)
+    return problem is None
+
+
+def _check(dataset: Dataset, shard: int, contents: Contents) -> Commit | str:
     """The shard's record if all is well, else what is wrong."""
     try:
         if shard >= dataset.run.num_shards:
@@ -136,7 +149,7 @@ def _check(dataset: Dataset, shard: int, prompts: LocalPrompts | None) -> Commit
         commit = dataset.commit(shard)
         if commit is None:
             return f"shard {shard}: its commit record has gone while it was checked"
-        check_shard(dataset, commit, prompts)
+        check_shard(dataset, commit, contents)
     except (DamagedShard, DamagedRecord) as error:
         return str(error)
     return commit

@@ -13,7 +13,7 @@ Bytes are reproducible: members in a fixed order, no clock, no user, no host in 
 import hashlib
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,8 +22,10 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from configs.encode_schema import ImagesSpec
 from configs.errors import RunStopped
-from pipeline.shards.layout import IndexRow, commit_path, index_path, sha256_hex, shard_path
+from configs.schema import PairsSpec
+from pipeline.shards.layout import ImageRow, IndexRow, Row, commit_path, index_path, sha256_hex, shard_path
 from pipeline.shards.records import Commit, Rejection, Timing
 from pipeline.shards.storage import Storage
 
@@ -45,6 +47,24 @@ INDEX_SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+"""Of pairs."""
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("name", pa.string()),
+        ("source_sha256", pa.string()),
+        ("label", pa.int32()),
+        ("prompt", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+"""Of real images."""
 
 
 class DamagedShard(RunStopped):
@@ -58,7 +78,7 @@ class WrittenShard:
     path: Path
     sha256: str
     num_bytes: int
-    rows: list[IndexRow]
+    rows: list[Row]
 
 
 class ShardWriter:
@@ -74,7 +94,7 @@ class ShardWriter:
         self._path = path
         self._file = path.open("xb")
         self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)
-        self._rows: list[IndexRow] = []
+        self._rows: list[Row] = []
         self._num_stored = 0
 
     def __enter__(self) -> "ShardWriter":
@@ -89,7 +109,7 @@ class ShardWriter:
             self._file.close()
         self._path.unlink(missing_ok=True)
 
-    def add(self, row: IndexRow, members: Mapping[str, bytes]) -> None:
+    def add(self, row: Row, members: Mapping[str, bytes]) -> None:
         """Append a sample: its ``members`` by suffix, in suffix order, under the row's key."""
         start = self._tar.tarstream.offset
         self._tar.write({"__key__": row.key, **members})
@@ -97,7 +117,7 @@ class ShardWriter:
         self._rows.append(replace(row, row=self._num_stored, offset=start, length=length))
         self._num_stored += 1
 
-    def reject(self, row: IndexRow) -> None:
+    def reject(self, row: Row) -> None:
         """List a sample that is not stored; the row's reason says why."""
         self._rows.append(replace(row, row=-1, offset=-1, length=0))
 
@@ -121,15 +141,17 @@ class ShardWriter:
         return WrittenShard(self._path, sha256, self._path.stat().st_size, self._rows)
 
 
-def index_table(rows: list[IndexRow]) -> pa.Table:
-    """The index rows as an Arrow table with schema :data:`INDEX_SCHEMA`."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=INDEX_SCHEMA)
+def index_schema(spec: PairsSpec | ImagesSpec) -> pa.Schema:
+    """Columns of the indices of a dataset."""
+    return IMAGES_SCHEMA if isinstance(spec, ImagesSpec) else INDEX_SCHEMA
 
 
-def encode_index(rows: list[IndexRow]) -> bytes:
-    """The index rows as one Parquet file."""
+def encode_index(rows: Sequence[Row]) -> bytes:
+    """The index rows, all of pairs or all of images, as one Parquet file."""
+    schema = IMAGES_SCHEMA if rows and isinstance(rows[0], ImageRow) else INDEX_SCHEMA
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
     sink = pa.BufferOutputStream()
-    pq.write_table(index_table(rows), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 
@@ -150,7 +172,9 @@ def commit_shard(storage: Storage, fingerprint: str, shard: int, written: Writte
         index_path=index_path(shard, index_sha256),
         index_sha256=index_sha256,
         num_samples=sum(row.status == "ok" for row in written.rows),
-        num_truncated=sum(row.status == "ok" and row.prompt_truncated for row in written.rows),
+        num_truncated=sum(
+            row.status == "ok" and isinstance(row, IndexRow) and row.prompt_truncated for row in written.rows
+        ),
         rejected=[Rejection(key=row.key, reason=row.reason) for row in written.rows if row.status == "rejected"],
         timing=timing,
     )

@@ -90,7 +90,7 @@ class StableDiffusionTeacher(Teacher):
         self.device = device
         dtype = getattr(torch, config.dtype)
         self._unet: UNet2DConditionModel = read_network(UNet2DConditionModel, folder, "unet", dtype)
-        self._vae: AutoencoderKL = read_network(AutoencoderKL, folder, "vae", _vae_dtype(folder, dtype))
+        self._vae: AutoencoderKL = read_network(AutoencoderKL, folder, "vae", vae_dtype(folder, dtype))
         self._text_encoder: CLIPTextModel = read_network(CLIPTextModel, folder, "text_encoder", dtype)
         for network in (self._unet, self._vae, self._text_encoder):
             network.requires_grad_(False).eval().to(device)
@@ -233,7 +233,8 @@ def hide_progress_bars() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _vae_dtype(folder: PipelineFolder, dtype: torch.dtype) -> torch.dtype:
+def vae_dtype(folder: PipelineFolder, dtype: torch.dtype) -> torch.dtype:
+    """Precision of the autoencoder where the other networks have ``dtype``: some overflow in float16, and say so."""
     upcast = folder.config("vae").get("force_upcast", True)
     return torch.float32 if dtype == torch.float16 and upcast else dtype
 

@@ -36,10 +36,10 @@ from configs.schema import GeneratePairsConfig
 from pipeline import teachers
 from pipeline.driver import Executor, Outcome, StopRequest, drive
 from pipeline.noise import noise
-from pipeline.pairs import ShardResult
 from pipeline.provenance import code_revision
 from pipeline.ray_executor import RayExecutor
 from pipeline.ray_head import ray_head
+from pipeline.shard_maker import ShardResult
 from tests.benchmarks.evaluating import bench_evaluating
 from tests.benchmarks.reading import bench_reading
 from tests.benchmarks.training import bench_memory as bench_step_memory

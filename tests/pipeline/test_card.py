@@ -8,7 +8,7 @@ from PIL import Image
 from support.forge import record
 from support.toy import toy_config
 
-from pipeline import card
+from pipeline import contact_sheet
 from pipeline.generate import generate_pairs
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.storage import Storage
@@ -47,16 +47,16 @@ def test_the_snippet_reads_every_sample_once(root):
 
 def test_an_empty_cell_says_why_it_is_empty(root, monkeypatch):
     dataset = Dataset.open(Storage.open(str(root)))
-    assert card.why_no_preview(dataset, 13) == "rejected:\nx0 is not finite"
-    assert card.why_no_preview(dataset, 12) == "no preview"
-    monkeypatch.setattr(card, "preview_ids", lambda _: [12, 13, 14])
+    assert contact_sheet.why_no_preview(dataset, 13) == "rejected:\nx0 is not finite"
+    assert contact_sheet.why_no_preview(dataset, 12) == "no preview"
+    monkeypatch.setattr(contact_sheet, "preview_ids", lambda _: [12, 13, 14])
     said = []
-    monkeypatch.setattr(card, "why_no_preview", lambda _, sample_id: said.append(sample_id) or "")
+    monkeypatch.setattr(contact_sheet, "why_no_preview", lambda _, sample_id: said.append(sample_id) or "")
     for sample_id in (12, 14):
         Image.new("RGB", (8, 8)).save(root / f"previews/{sample_id:09d}.png")
-    card.contact_sheet(dataset)
+    contact_sheet.contact_sheet(dataset, str)
     assert said == [13]
     (root / "previews/000000012.png").unlink()
     (root / "previews/000000014.png").write_bytes(b"no picture")
-    card.contact_sheet(dataset)
+    contact_sheet.contact_sheet(dataset, str)
     assert said == [13, 12, 13, 14]

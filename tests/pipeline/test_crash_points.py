@@ -9,7 +9,7 @@ from PIL import Image
 from support.toy import files, shard_bytes, toy_config
 
 from configs.errors import RunStopped
-from pipeline import in_process_executor, lease, pairs
+from pipeline import in_process_executor, lease, shard_maker
 from pipeline.generate import generate_pairs
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.storage import Storage
@@ -53,7 +53,7 @@ class Process:
 
         patch.setattr(ShardWriter, "__exit__", exit_writer)
         # ... and whoever looks sees that it runs no more: it began at another time than this one.
-        for module in (lease, pairs):
+        for module in (lease, shard_maker):
             patch.setattr(module, "process_identity", self._identity(module.process_identity))
         # One shard at a time, so that changes come in one order.
         patch.setattr(in_process_executor, "_SLOTS", 1)

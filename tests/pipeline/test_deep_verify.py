@@ -73,7 +73,7 @@ def test_what_was_saved_in_float32_is_made_so_again(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(StableDiffusionTeacher, "sample", sample)
-        patched.setattr("pipeline.pairs.max_rejected", lambda *_: 8)
+        patched.setattr("pipeline.shard_maker.max_rejected", lambda *_: 8)
         generate_pairs(config)
     dataset = Dataset.open(Storage.open(str(tmp_path / "root")))
     (commit,) = read_commits(dataset)

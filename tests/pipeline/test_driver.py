@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from configs.errors import RunStopped, UserError
 from pipeline.driver import Outcome, StopRequest, drive
-from pipeline.pairs import ShardResult
+from pipeline.shard_maker import ShardResult
 from pipeline.shards.writer import DamagedShard
 
 

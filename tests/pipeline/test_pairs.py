@@ -17,8 +17,8 @@ from pipeline import teachers
 from pipeline.generate import generate_pairs
 from pipeline.inspect_dataset import verify_shards
 from pipeline.noise import noise, noise_digest
-from pipeline.pairs import preview_ids
 from pipeline.sampling import TeacherBatch, rejection_reasons
+from pipeline.shard_maker import preview_ids
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.members import decode_array, decode_image
 from pipeline.shards.storage import Storage
@@ -212,7 +212,7 @@ def test_too_many_bad_samples_stop_the_run_and_the_rest_is_made_once_the_cause_i
 ):
     calls = poison(monkeypatch, torch.zeros_like, range(8, 16))
     config = toy_config(tmp_path / "root", tmp_path)
-    with pytest.raises(RunStopped, match=r"shard 1: 1 of its first 4 samples are bad \(x0 is constant: 1\); mend"):
+    with pytest.raises(RunStopped, match=r"shard 1: 1 of its first 1 samples are bad \(x0 is constant: 1\); mend"):
         generate_pairs(config)
     root = tmp_path / "root"
     assert [ids for ids in calls if len(ids) == 1] == [[8]]  # one retry was enough to see it

@@ -16,12 +16,12 @@ from support.tiny_sd import TOKENS, build
 from support.toy import files, shard_bytes
 
 from configs.schema import StableDiffusionTeacherConfig, VerifyShardsConfig
-from pipeline import pairs, teachers
+from pipeline import shard_maker, teachers
 from pipeline.generate import generate_pairs
 from pipeline.inspect_dataset import verify_shards
 from pipeline.noise import noise, noise_digest
-from pipeline.pairs import preview_ids
 from pipeline.sampling import sample_batch
+from pipeline.shard_maker import preview_ids
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.members import decode_array, decode_image, split_members
 from pipeline.shards.storage import Storage
@@ -167,7 +167,7 @@ def test_pixels_are_the_decoded_latents(latents, sd, tmp_path):
 
 
 def test_without_pictures_only_previews_are_decoded(latents, sd, tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "NUM_PREVIEWS", 4)
+    monkeypatch.setattr(shard_maker, "NUM_PREVIEWS", 4)
     decoded, original = [], StableDiffusionTeacher.decode
 
     def decode(self, x0):

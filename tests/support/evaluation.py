@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 from support import tiny_clip, tiny_sd
+from support.pictures import pictures, save_pictures
 
 from configs.evaluate_schema import EvaluateConfig
 from configs.schema import StableDiffusionTeacherConfig
@@ -25,7 +26,7 @@ def make_world(folder: Path) -> Path:
     weights = load_file(folder / "other/unet/diffusion_pytorch_model.safetensors")
     teacher = StableDiffusionTeacherConfig(path=str(folder / "teacher"))
     teachers.save_student(teacher, weights, folder / "student", timestep=999)
-    tiny_clip.save_pictures(folder / "real", tiny_clip.pictures(40, 16, 16))
+    save_pictures(folder / "real", pictures(40, 16, 16))
     (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
     with (folder / "labels.csv").open("w", newline="") as file:
         rows = [(prompt, *prompt.split()[1:]) for prompt in PROMPTS]

@@ -1,13 +1,10 @@
-"""An open_clip network of a few thousand weights, as a folder that open_clip loads, and pictures to show it."""
+"""An open_clip network of a few thousand weights, as a folder that open_clip loads."""
 
 import json
-import shutil
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from support import tiny_sd
 
@@ -37,22 +34,4 @@ def build(folder: Path, seed: int = 0) -> Path:
     preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
     text = json.dumps({"model_cfg": CONFIG, "preprocess_cfg": preprocess})
     (folder / "open_clip_config.json").write_text(text)
-    return folder
-
-
-def pictures(count: int, height: int = 20, width: int = 24, seed: int = 0) -> list[np.ndarray]:
-    """Smooth random pictures, (height, width, 3), uint8."""
-    draws = np.random.default_rng(seed)
-    coarse = draws.integers(0, 256, (count, 5, 6, 3), np.uint8)
-    return [
-        np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)) for picture in coarse
-    ]
-
-
-def save_pictures(folder: Path, images: list[np.ndarray]) -> Path:
-    """Write pictures as PNG files, in order of name, into a folder that is emptied first."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for at, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{at:05d}.png")
     return folder

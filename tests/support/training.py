@@ -70,7 +70,7 @@ def train_settings(folder: Path, output: Path, **sections: dict[str, Any]) -> di
         },
     }
     for section, entries in sections.items():
-        settings[section] = {**settings[section], **entries} if isinstance(entries, dict) else entries
+        settings[section] = {**settings.get(section, {}), **entries} if isinstance(entries, dict) else entries
     return settings
 
 

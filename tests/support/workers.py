@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from pipeline.pairs import ShardResult
+from pipeline.shard_maker import ShardResult
 from pipeline.shards.records import Commit, Timing
 
 

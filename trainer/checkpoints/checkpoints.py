@@ -25,10 +25,10 @@ from torch.optim import Optimizer
 
 from configs.errors import RunStopped, UserError
 from configs.train_schema import TrainSpec
+from pipeline.full_disk import FULL_DISK
 from trainer.checkpoints.optimizer_state import expected_tensors, load_state_tensors, state_tensors
 from trainer.checkpoints.sealed_folder import damage, remove, remove_leftovers, sealed_folder
 from trainer.checkpoints.tensor_file import load_network, read_tensors, tensor_names, write_tensors
-from trainer.full_disk import FULL_DISK
 
 CHECKPOINTS = "checkpoints"
 STATE = "trainer_state.json"
@@ -184,8 +184,13 @@ class Checkpoints:
 
 def newest_state(run_dir: Path) -> TrainerState | None:
     """Where the latest checkpoint of a run stands, unchecked; None when there is none. To tell, not to go on from."""
-    folders = _folders(run_dir / CHECKPOINTS)
-    return read_state(folders[-1]) if folders else None
+    folder = newest_folder(run_dir)
+    return read_state(folder) if folder is not None else None
+
+
+def newest_folder(run_dir: Path) -> Path | None:
+    """The latest checkpoint of a run, unchecked; None when there is none."""
+    return next(reversed(_folders(run_dir / CHECKPOINTS)), None)
 
 
 def read_state(folder: Path) -> TrainerState:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from cleanfid import fid
-from support import evaluation, tiny_clip, tiny_sd
+from support import evaluation, tiny_sd
+from support.pictures import pictures as make_pictures
+from support.pictures import save_pictures
 from support.toy import samples
 
 from configs.errors import RunStopped, UserError
@@ -227,7 +229,7 @@ def test_images_can_be_let_go(world, finished, tmp_path):
 
 def test_what_depends_on_a_setting_is_measured_again_when_it_changes(world, finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "tiny")
-    real = tiny_clip.save_pictures(tmp_path / "real", tiny_clip.pictures(40, 16, 16, seed=1))
+    real = save_pictures(tmp_path / "real", make_pictures(40, 16, 16, seed=1))
     evaluate(evaluation.config(world, output, reference=str(real), latency=None))
     for system, found in numbers(output).items():
         before = numbers(finished)[system]
@@ -254,7 +256,7 @@ def run_of(world, folder, teacher, fingerprint):
     about = {"spec": spec, "fingerprint": "f", "created": "now", "code_revision": "r"}
     shutil.copytree(world / "student", folder / "export_ema")
     (folder / "run.json").write_text(json.dumps(about))
-    tiny_clip.save_pictures(folder / "drawn", tiny_clip.pictures(1))
+    save_pictures(folder / "drawn", make_pictures(1))
     next((folder / "drawn").iterdir()).rename(folder / "curves.png")
     (folder / "metrics.jsonl").write_text('{"step": 50}\n{"step": 300}\n{"ste')
     return folder

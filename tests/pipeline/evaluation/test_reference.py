@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from support import evaluation
+from support.real_images import encode_config
 
 from configs.errors import UserError
 from configs.evaluate_schema import EvaluateConfig
@@ -11,6 +12,7 @@ from pipeline.evaluation.labels import Labels
 from pipeline.evaluation.reference import Reference, open_reference
 from pipeline.evaluation.results import KID_GIVEN, Report
 from pipeline.evaluation.scores import Scores
+from pipeline.images.encode import encode_images
 
 
 @pytest.fixture
@@ -69,6 +71,14 @@ def test_a_pair_dataset_can_be_the_reference(world, finished, tmp_path, scores):
     found = opened(world, tmp_path, scores, root)
     expected = read_column(Dataset.open(Storage.open(str(root))), scores.features, "features")
     assert np.array_equal(found.features, expected)
+
+
+def test_encoded_images_are_the_folder_that_they_were_made_of(world, tmp_path, scores):
+    source = {"kind": "folder", "path": str(world / "real")}
+    encode_images(encode_config(tmp_path / "real", source, spec={"resize": "none"}, layout={"samples_per_shard": 16}))
+    folder, encoded = (opened(world, tmp_path, scores, root) for root in (world / "real", tmp_path / "real"))
+    np.testing.assert_array_equal(encoded.features, folder.features)
+    assert encoded.about == folder.about
 
 
 def test_published_statistics_are_asked_for_by_all_parts_of_their_name(monkeypatch):

@@ -19,7 +19,7 @@ from pipeline.evaluation.plots import draw_quality
 from pipeline.evaluation.report_markdown import render_markdown
 from pipeline.evaluation.report_page import render_page
 from pipeline.evaluation.results import Report, SystemResult, Timing, read_report
-from pipeline.pairs import preview_ids
+from pipeline.shard_maker import preview_ids
 from pipeline.shards.storage import Storage
 
 EMPTY = {"meta", "link", "img"}

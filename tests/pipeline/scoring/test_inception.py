@@ -6,7 +6,7 @@ import torch
 from cleanfid import fid, inception_pytorch
 from cleanfid.features import build_feature_extractor
 from cleanfid.inception_torchscript import InceptionV3W
-from support.tiny_clip import pictures, save_pictures
+from support.pictures import pictures, save_pictures
 
 from configs.errors import UserError
 from configs.evaluate_schema import InceptionFeaturesConfig

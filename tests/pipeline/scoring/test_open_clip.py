@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import tiny_clip
-from support.tiny_clip import pictures, save_pictures
+from support.pictures import pictures, save_pictures
 
 from configs.errors import UserError
 from configs.evaluate_schema import ClipScorerConfig, OpenClipFeaturesConfig

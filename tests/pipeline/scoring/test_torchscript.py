@@ -3,7 +3,7 @@ import pytest
 import torch
 from cleanfid import fid
 from PIL import Image
-from support.tiny_clip import pictures, save_pictures
+from support.pictures import pictures, save_pictures
 
 from configs.errors import UserError
 from configs.evaluate_schema import TorchscriptFeaturesConfig

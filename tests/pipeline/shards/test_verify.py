@@ -21,7 +21,7 @@ from pipeline.shards import check_manifest, manifest, storage
 from pipeline.shards.check_shard import _next
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.manifest import seal, write_manifest
-from pipeline.shards.members import _npy, decode_array, decode_image
+from pipeline.shards.members import decode_array, decode_image, npy
 from pipeline.shards.storage import Storage
 from pipeline.shards.verify import verify
 
@@ -167,7 +167,7 @@ def test_another_prompt_table_is_found(root, pristine, tmp_path):
     (root / "prompts.parquet").unlink()
     prompts = pristine[0].prompts.model_copy(update={"path": str(tmp_path / "other.txt")})
     prepare_prompts(prompts, root / "prompts.parquet")
-    assert find(root).problems == ["prompts.parquet: is not the prompt table of this dataset"]
+    assert find(root).problems == ["prompts.parquet: is not the table of this dataset"]
 
 
 def test_a_dataset_in_the_making_is_whole_as_far_as_it_goes(root):
@@ -222,7 +222,7 @@ def test_damaged_members_are_value_errors_wherever_they_are_damaged(root, at):
 
 
 def test_a_damaged_header_that_numpy_cannot_tokenize_is_a_value_error():
-    header = _npy(np.zeros((3, 8, 8), np.float16))
+    header = npy(np.zeros((3, 8, 8), np.float16))
     with pytest.raises(ValueError, match="no array"):
         decode_array(header.replace(b"), }", b"(, }"))
 
@@ -259,7 +259,7 @@ def embedded(tmp_path_factory):
 )
 def test_text_embeddings_are_checked(embedded, tmp_path, edit, message):
     root = shutil.copytree(embedded, tmp_path / "root")
-    entries = [(n, _npy(edit(decode_array(d))) if "text_emb" in n else d) for n, d in members(root, 0)]
+    entries = [(n, npy(edit(decode_array(d))) if "text_emb" in n else d) for n, d in members(root, 0)]
     assert len(entries) == 10
     forged = tar_of(entries)
     recommit(root, tar=forged, index=reindexed(root, forged, 0), shard=0)
@@ -275,8 +275,8 @@ def test_a_damaged_prompt_table_is_one_finding_and_no_shard_is_blamed(root):
     path = root / "prompts.parquet"
     path.write_bytes(flip(path.read_bytes(), path.stat().st_size // 4))
     findings = find(root)
-    assert len(findings.prompts) == 1
-    assert findings.prompts[0].startswith("prompts.parquet: ")
+    assert len(findings.table) == 1
+    assert findings.table[0].startswith("prompts.parquet: ")
     assert findings.damaged == {}
     path.unlink()
     assert find(root).problems == ["prompts.parquet is missing"]

@@ -3,22 +3,21 @@
 import errno
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 
 from configs.errors import RunStopped
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the system's errors."""
 
 
 @contextmanager
-def full_disk_stops(run_dir: Path) -> Generator[None]:
-    """Turn the error of a full disk, under metrics, pictures, exports or the page of a run, into RunStopped."""
+def full_disk_stops(root: str, kept: str) -> Generator[None]:
+    """Turn the error of a full disk, whichever file of ``root`` it met, into RunStopped; ``kept`` says what is safe."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
         raise RunStopped(
-            f"{run_dir}: no space left ({error}); its checkpoints are untouched: make room and run the same command "
-            "again"
+            f"{root}: no space left ({error}); {kept}: make room, then run the same command again"
         ) from error

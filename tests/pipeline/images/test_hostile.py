@@ -1,0 +1,172 @@
+"""Images and archives that are damaged, or made to harm: refused in one line, or listed with the reason."""
+
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.pictures import pictures
+from support.real_images import encode_config, image_files, png, write_folder, write_zip
+from support.toy import samples
+
+from configs.errors import RunStopped, UserError
+from pipeline.images import source as source_module
+from pipeline.images.encode import encode_images
+from pipeline.images.transforms import BadImage, to_image
+from pipeline.shards.dataset import Dataset
+from pipeline.shards.manifest import read_commits
+from pipeline.shards.storage import Storage
+from pipeline.shards.verify import verify
+
+FILES = image_files()
+GOOD = FILES["cat/000.png"]
+
+
+def huge_png(width, height):
+    """A PNG of a few hundred bytes that says it has so many pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def jpeg():
+    buffer = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+BAD = {
+    "cut.png": (GOOD[: len(GOOD) // 2], "is cut short or damaged"),
+    "cut.jpg": (jpeg()[:-200], "is cut short or damaged"),
+    "empty.png": (b"", "is no png, jpeg, webp or bmp"),
+    "text.png": (b"<svg onload='evil()'/>", "is no png, jpeg, webp or bmp"),
+    "huge.png": (huge_png(9000, 9000), "has more than 67,108,864 pixels"),
+    "larger.png": (huge_png(2**31 - 1, 2**31 - 1), "has more than 67,108,864 pixels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_image_has_a_reason(name):
+    data, reason = BAD[name]
+    with pytest.raises(BadImage) as caught:
+        to_image(data, 16, "center_crop")
+    assert str(caught.value) == reason
+
+
+def test_other_formats_are_not_even_parsed():
+    buffer = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).save(buffer, "GIF")
+    with pytest.raises(BadImage, match="is no png"):
+        to_image(buffer.getvalue(), 16, "scale")
+
+
+def test_bad_images_are_listed_and_the_others_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "MAX_IMAGE_BYTES", 4000)
+    large = png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    files = {**FILES, **{f"bad/{name}": data for name, (data, _) in BAD.items()}, "bad/large.png": large}
+    config = encode_config(tmp_path / "root", {"kind": "folder", "path": str(write_folder(tmp_path / "in", files))})
+    with pytest.raises(RunStopped, match=r"samples are bad \(.*mend the source"):
+        encode_images(config)
+    runtime = config.runtime.model_copy(update={"max_rejected_fraction": 0.5})
+    encode_images(config.model_copy(update={"runtime": runtime}))
+    dataset = Dataset.open_any(Storage.open(str(tmp_path / "root")))
+    order = sorted(files, key=lambda name: name.split("/"))
+    rejected = {order[int(one.key)]: one.reason for commit in read_commits(dataset) for one in commit.rejected}
+    expected = {f"bad/{name}": reason for name, (_, reason) in BAD.items()}
+    assert rejected == {**expected, "bad/large.png": source_module.TOO_LARGE}
+    assert [row["name"] for _, row in samples(tmp_path / "root").values()] == list(FILES)
+    assert verify(dataset).problems == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.png", "/etc/evil.png", "cat/../../evil.png", "cat\\..\\evil.png", "a\nb.png"]
+)
+@pytest.mark.parametrize("kind", ["zip", "webdataset"])
+def test_a_name_that_leads_out_of_its_archive_is_refused(kind, name, tmp_path):
+    path = tmp_path / ("a.zip" if kind == "zip" else "a.tar")
+    if kind == "zip":
+        write_zip(path, {name: GOOD})
+    else:
+        with tarfile.open(path, "w") as tar:
+            info = tarfile.TarInfo(name)
+            info.size = len(GOOD)
+            tar.addfile(info, io.BytesIO(GOOD))
+    with pytest.raises(UserError, match="leads out of the archive") as caught:
+        encode_images(encode_config(tmp_path / "root", {"kind": kind, "path": str(path)}))
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def encode_zip(path, root):
+    encode_images(encode_config(root, {"kind": "zip", "path": str(path)}, runtime={"max_rejected_fraction": 0.5}))
+    return [row["name"] for _, row in samples(root).values()]
+
+
+def test_a_member_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "MAX_IMAGE_BYTES", 1 << 20)
+    unpacked = []
+    original = zipfile.ZipFile.read
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *given: unpacked.append(given[1]) or original(*given))
+    files = {**FILES, "bomb.png": bytes(16 << 20)}
+    assert encode_zip(write_zip(tmp_path / "a.zip", files), tmp_path / "root") == list(FILES)
+    assert "bomb.png" not in unpacked
+
+
+def test_a_member_that_lies_about_its_size_gives_no_more_than_it_says(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {**FILES, "bomb.png": bytes(1 << 20)})
+    data = path.read_bytes()
+    honest, lie = struct.pack("<I", 1 << 20), struct.pack("<I", 100)
+    assert data.count(honest) == 2
+    path.write_bytes(data.replace(honest, lie))
+    assert encode_zip(path, tmp_path / "root") == list(FILES)  # cut at 100 bytes, whose checksum is wrong
+
+
+def test_a_damaged_and_an_encrypted_member_are_listed(tmp_path):
+    path = write_zip(tmp_path / "a.zip", FILES)
+    with zipfile.ZipFile(path) as archive:
+        damaged, encrypted = archive.getinfo("cat/001.png"), archive.getinfo("cat/002.png")
+    data = bytearray(path.read_bytes())
+    data[damaged.header_offset + 30 + len(damaged.filename) + damaged.compress_size // 2] ^= 0xFF
+    entry = data.rindex(b"PK\x01\x02", 0, data.rindex(encrypted.filename.encode()))
+    data[entry + 8] |= 1
+    path.write_bytes(data)
+    assert encode_zip(path, tmp_path / "root") == [n for n in FILES if n not in ("cat/001.png", "cat/002.png")]
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", GOOD)
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a.png", GOOD)
+    with pytest.raises(UserError, match=r"has a\.png twice"):
+        encode_zip(tmp_path / "a.zip", tmp_path / "root")
+
+
+@pytest.mark.parametrize("damage", ["header", "zeroed header", "cut", "cut between members"])
+def test_a_tar_that_ends_too_early_is_refused(damage, tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for at in range(4):
+            info = tarfile.TarInfo(f"{at}.png")
+            info.size = len(GOOD)
+            tar.addfile(info, io.BytesIO(GOOD))
+    with tarfile.open(path) as tar:
+        start = tar.getmember("2.png").offset
+    data = bytearray(path.read_bytes())
+    if damage == "header":
+        data[start : start + 4] = b"\xff\xff\xff\xff"
+    elif damage == "zeroed header":
+        data[start : start + 512] = bytes(512)
+    else:
+        data = data[: start + (700 if damage == "cut" else 0)]
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        encode_images(encode_config(tmp_path / "root", {"kind": "webdataset", "path": str(path)}))
