@@ -108,15 +108,12 @@ class Cluster:
     def _start_node(self) -> "subprocess.Popen[bytes]":
         ray = str(Path(sys.executable).with_name("ray"))
         node = subprocess.Popen(
-            [
-                ray, "start", "--block", f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats",
-                f"--node-ip-address=127.0.0.{len(self._sessions) + 2}",  # else a driver may join it, and not the head
-            ],
+            [ray, "start", "--block", f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats"],
             env=environment(**_ON_A_BUSY_MACHINE),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._sessions.append(node)
         return node
 

@@ -66,7 +66,7 @@ class DisturbedRun:
                 doomed = self._kill(victim, driver, rng)
                 if doomed is not None:
                     due.popleft()
-                    excused |= victim is not Victim.ACTOR
+                    excused |= victim in (Victim.DRIVER, Victim.HEAD)
                     entry.injected.append(victim)
                     entry.lost_s += sum(lost.get(actor, 0.0) for actor in doomed)
                     undone = {shard for actor in doomed for shard in shards.get(actor, ())} - self._committed()
