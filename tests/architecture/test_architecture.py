@@ -56,20 +56,6 @@ def test_a_file_is_one_concept_and_says_which(path):
     assert ast.get_docstring(ast.parse(source))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_unpickled(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            assert not {alias.name for alias in node.names} & {"pickle", "dill", "joblib", "shelve", "marshal"}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
-            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            match ast.unparse(node.func.value):
-                case "torch":
-                    assert keywords.get("weights_only") == "True"
-                case "np":
-                    assert keywords.get("allow_pickle") == "False"
-
-
 SCRIPTS = sorted([*(ROOT / "stages").glob("[a-z]*.py"), ROOT / "trainer" / "run.py"])
 
 
