@@ -1,6 +1,6 @@
 """Hostile files at random: whatever reads them takes them, or refuses them in a line.
 
-    python -m tests.faults.fuzz --seed 0 --rounds 1000 [--targets prompts index]
+    python tests/faults/fuzz.py --seed 0 --rounds 1000 [--targets prompts index]
 
 A round is decided by its target and number alone, so that a failure is repeated by ``--seed NUMBER --rounds 1``. It
 fails when anything but a UserError or a RunStopped of one line comes out of it, or when a file appears outside of its

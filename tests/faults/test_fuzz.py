@@ -1,4 +1,4 @@
-"""The fuzzer in a small form; ``python -m tests.faults.fuzz`` is the long one."""
+"""The fuzzer in a small form; ``python tests/faults/fuzz.py`` is the long one."""
 
 import pytest
 
