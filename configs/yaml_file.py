@@ -22,6 +22,8 @@ MAX_BYTES = 1 << 20
 """Length of a file."""
 MAX_VALUES = 100_000
 """Keys and values of a file, those behind aliases counted as often as they are named."""
+_MAX_BRACKETS = 50
+"""Within each other: PyYAML takes quadratic time for them."""
 
 
 def read_layers(path: Path, named_by: str = "--config", above: tuple[Path, ...] = ()) -> dict[str, Tree]:
@@ -89,6 +91,11 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
                 seen.add(key.value)
         return node
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level == _MAX_BRACKETS:
+            raise yaml.MarkedYAMLError(problem="brackets are nested too deeply", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()

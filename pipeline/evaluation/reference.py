@@ -149,7 +149,7 @@ def _features_of_folder(folder: Path, scorer: Scorer, output: Storage) -> NDArra
             images = [_read_image(path) for path in paths[start : start + _BATCH_SIZE]]
             parts.append(scorer(images, [""] * len(images))["features"])
         features = np.concatenate(parts)
-        np.save(local, features)
+        np.save(local, features, allow_pickle=False)
         output.upload(kept, local)
     return features
 

@@ -151,16 +151,21 @@ def decode_array(data: bytes) -> NDArray[np.generic]:
             version = np.lib.format.read_magic(file)
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             if version not in read_header:
-                raise ValueError(f"no array: format {version}")
+                raise ValueError(f"format {version}")
             shape, is_fortran, dtype = read_header[version](file)
-            if dtype.hasobject or min(shape, default=0) < 0:
-                raise ValueError(f"no array of numbers, but {shape} {dtype}: allow_pickle is off")
-            if len(data) - file.tell() != math.prod(shape) * dtype.itemsize:  # before room is made for it
-                raise ValueError(f"no array: {len(data)} bytes for {shape} {dtype}")
-            array = np.frombuffer(data, dtype, offset=file.tell())
-            return array.reshape(shape, order="F" if is_fortran else "C").copy()
-    except (TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:  # numpy's, of some damaged headers
-        raise ValueError(f"no array: {error}") from None
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise ValueError(f"{shape} {dtype} are no numbers, and allow_pickle is off")
+        if len(data) - file.tell() != math.prod(shape) * dtype.itemsize:  # before room is made for it
+            raise ValueError(f"{len(data)} bytes for {shape} {dtype}")
+        return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C").copy()
+    except (
+        ValueError,
+        TypeError,
+        tokenize.TokenError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # numpy's own, all of them
+        raise ValueError(f"no array: {' '.join(str(error).split())}") from None
 
 
 def member_bound(*shapes: tuple[int, ...]) -> int:

@@ -20,8 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from configs.errors import RunStopped, UserError
+from pipeline.shards.local_write import STAGING_PREFIX
 from pipeline.shards.records import Commit
-from pipeline.shards.storage import STAGING_PREFIX, Storage
+from pipeline.shards.storage import Storage
 from pipeline.shards.writer import DamagedShard
 
 _LOCK = ".lock"

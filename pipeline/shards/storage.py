@@ -7,10 +7,12 @@ Contract, the same for local folders and for ``s3://``, ``gs://`` and ``az://`` 
   and the object is that caller's. (Exactly one, unless a network loses the reply to a write that succeeded: then the
   repeated request finds its own object, and even the winner is told ``False``. Read the object to learn who won.)
 * When a write returns, the object survives power loss. Cloud stores promise that. obstore's local store does not (it
-  never calls fsync), so local writes are made here, in :func:`_put_local`: the data is on the disk before the name is.
-* Server errors, dropped connections and throttling are retried with exponential backoff, for two minutes at most.
+  never calls fsync), so local writes are ours: :mod:`pipeline.shards.local_write`.
+* Server errors, dropped connections and throttling are retried with exponential backoff, for two minutes at most. A
+  listing that breaks off goes on after the last name: buckets list in order of their names (S3 Express does not).
 
-NOT assumed: an order of listings, modification times that agree between hosts, a rename, appending, empty folders.
+NOT assumed: an order of local listings, modification times that agree between hosts, a rename, appending, empty
+folders.
 A local folder needs a file system with hard links (every POSIX one, NFS included). Symbolic links are followed, also
 when they lead out of the folder. Credentials and endpoints come from the environment (``AWS_ACCESS_KEY_ID``,
 ``AWS_ENDPOINT_URL``, ``AWS_ALLOW_HTTP``, ``GOOGLE_SERVICE_ACCOUNT``, ``AZURE_STORAGE_ACCOUNT_NAME``, ...) or from the
@@ -25,11 +27,12 @@ import io
 import os
 import re
 import secrets
-import shutil
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, Self
 from urllib.parse import unquote
@@ -39,16 +42,15 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
 from configs.errors import UserError
+from pipeline.shards.local_write import BUFFER_BYTES, STAGING_PREFIX, put_local
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-STAGING_PREFIX = ".staging-"
-"""Local files of this name are writes in progress, or left by a writer that died: see :meth:`Storage.leftovers`."""
-
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f]|#\d+$")  # obstore keeps names in #1, #2, ... for itself
-_BUFFER_BYTES = 1 << 20
+_MAX_BROKEN_LISTINGS = 5
+_LISTING_PAUSE_S = 0.05
 _PART_BYTES = 8 << 20  # S3 allows 10,000 parts: objects up to 80 GB
 _RETRY: "RetryConfig" = {"max_retries": 8, "retry_timeout": timedelta(minutes=2)}
 _CLIENT: "ClientConfig" = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "10m"}
@@ -161,14 +163,14 @@ class Storage:
 
     def reader(self, path: str) -> BinaryIO:
         """Return a seekable file object that fetches 1 MiB at a time, or what is asked for if that is more."""
-        return io.BufferedReader(_RangeReader(self, path), _BUFFER_BYTES)
+        return io.BufferedReader(_RangeReader(self, path), BUFFER_BYTES)
 
     def download(self, path: str, local: Path) -> None:
         """Write the object to ``local``, which appears whole or not at all. Raises FileNotFoundError."""
         staging = local.with_name(STAGING_PREFIX + secrets.token_hex(8))
         try:
             with _translated(self.uri, path), staging.open("xb") as file:
-                for chunk in obstore.get(self._store, self._key(path)).stream(min_chunk_size=_BUFFER_BYTES):
+                for chunk in obstore.get(self._store, self._key(path)).stream(min_chunk_size=BUFFER_BYTES):
                     file.write(chunk)
             staging.replace(local)
         finally:
@@ -233,16 +235,25 @@ class Storage:
     def _walk(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self._key(prefix.strip("/")) if prefix.strip("/") else self._prefix
         skip = len(self._prefix) + 1 if self._prefix else 0
-        with _translated(self.uri, prefix):
-            for chunk in obstore.list(self._store, folder or None, chunk_size=1000):
-                for meta in chunk:
-                    yield ObjectInfo(meta["path"][skip:], meta["size"], meta["last_modified"])
+        last: str | None = None
+        for attempt in count(1):
+            try:
+                with _translated(self.uri, prefix):
+                    for chunk in obstore.list(self._store, folder or None, offset=last, chunk_size=1000):
+                        for meta in chunk:
+                            yield ObjectInfo(meta["path"][skip:], meta["size"], meta["last_modified"])
+                            last = meta["path"]
+                return
+            except OSError as error:  # obstore takes up a broken download itself, but not a broken listing
+                if attempt > _MAX_BROKEN_LISTINGS or "list response body" not in str(error):
+                    raise
+                time.sleep(_LISTING_PAUSE_S * 2**attempt)
 
     def _put(self, path: str, source: bytes | Path, *, create: bool) -> bool:
         key = self._key(path)
         with _translated(self.uri, path):
             if self._local_root is not None:
-                return _put_local(self._local_root / path, source, create=create)
+                return put_local(self._local_root / path, source, create=create)
             try:
                 obstore.put(self._store, key, source, mode="create" if create else "overwrite", chunk_size=_PART_BYTES)
             except AlreadyExistsError:
@@ -299,56 +310,6 @@ def _remote_store(scheme: str, bucket: str, client: "ClientConfig", retry: "Retr
     return AzureStore(bucket, client_options=client, retry_config=retry)
 
 
-# ------------------------------------------------------------------------------------------------------ local writes
-
-
-def _put_local(target: Path, source: bytes | Path, *, create: bool) -> bool:
-    """Write ``target`` so that its name never shows anything but its whole content, even after power loss.
-
-    Order matters: data to the disk, then the name, then the folder that holds the name. A hard link is the create-only
-    rename of POSIX; unlike O_EXCL on the target it never shows an empty file.
-    """
-    _make_folder(target.parent)
-    staging = target.with_name(STAGING_PREFIX + secrets.token_hex(8))
-    try:
-        with staging.open("xb") as file:
-            if isinstance(source, Path):
-                with source.open("rb") as content:
-                    shutil.copyfileobj(content, file, _BUFFER_BYTES)
-            else:
-                file.write(source)
-            file.flush()
-            os.fsync(file.fileno())
-        if create:
-            try:
-                os.link(staging, target)
-            except FileExistsError:
-                # NFS may repeat a link whose reply was lost, and then finds its own: the link count tells (open(2)).
-                if staging.stat().st_nlink != 2:
-                    return False
-        else:
-            staging.replace(target)
-        _sync_folder(target.parent)
-        return True
-    finally:
-        staging.unlink(missing_ok=True)
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
@@ -393,7 +354,7 @@ def _raise(error: Exception, where: str) -> NoReturn:
 
 
 def _reason(text: str) -> str:
-    """Return the first line of a message without the reply's body and without query strings (they hold signatures)."""
-    line = re.sub(r"\?\S*", "", text.partition("\n")[0].partition("<")[0]).strip(" :")
+    """Return the first line of a message without reply, query strings (they hold signatures) and logins."""
+    line = re.sub(r"\?\S*|(?<=://)[^/\s]*@", "", text.partition("\n")[0].partition("<")[0]).strip(" :")
     code = re.search(r"<Code>(\w+)</Code>", text)
     return f"{line}: {code[1]}" if code else line

@@ -8,7 +8,8 @@ guidance) is refused with the reason.
 Only safetensors are read, never a pickle. Nothing here builds a network or imports torch: a login node can do it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,13 +108,32 @@ def open_folder(config: StableDiffusionTeacherConfig) -> PipelineFolder:
             f"teacher.path: {folder.path} has no model_index.json, so it is not a diffusers pipeline folder; make one "
             "of a single-file checkpoint with StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
         )
-    if (reason := next(_misfits(folder), None)) is not None:
+    with as_its_files_say(folder.path):
+        reason = next(_misfits(folder), None)
+    if reason is not None:
         raise UserError(
             f"teacher.path: {folder.path} is not a Stable Diffusion 1.x / 2.x text-to-image pipeline: {reason}"
         )
     for part in WEIGHTS:
         folder.weights(part)
     return folder
+
+
+@contextmanager
+def as_its_files_say(path: Path) -> Generator[None]:
+    """Read what the files of a folder say, or build the networks that they describe.
+
+    Raises:
+        UserError: they hold other things than diffusers writes there. diffusers and transformers have an exception of
+            any kind for such files, and so have we, who take entries as they come.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = " ".join([f"{type(error).__name__}:", *str(error).split()])
+        raise UserError(f"{path}: not as diffusers writes it ({cause[:300]}); copy or download it again") from error
 
 
 def sample_shape(folder: PipelineFolder) -> tuple[int, int, int]:

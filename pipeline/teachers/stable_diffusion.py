@@ -31,6 +31,7 @@ from pipeline.teachers.folder import (
     PARAMETRIZATIONS,
     WEIGHTS,
     PipelineFolder,
+    as_its_files_say,
     image_shape,
     latent_scale,
     open_folder,
@@ -94,7 +95,8 @@ class StableDiffusionTeacher(Teacher):
         self._text_encoder: CLIPTextModel = read_network(CLIPTextModel, folder, "text_encoder", dtype)
         for network in (self._unet, self._vae, self._text_encoder):
             network.requires_grad_(False).eval().to(device)
-        self._tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
+        with as_its_files_say(folder.path / "tokenizer"):
+            self._tokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
         self._scheduler_config = folder.config("scheduler")
         self._loop: SchedulerLoop | None = None
         self._schedule = _schedule(folder)
@@ -184,16 +186,17 @@ class StableDiffusionTeacher(Teacher):
 
 
 def _identity(folder: PipelineFolder, config: StableDiffusionTeacherConfig) -> TeacherIdentity:
-    return TeacherIdentity(
-        kind=config.kind,
-        weights_digest=weights_digest({part: folder.weights(part) for part in WEIGHTS}, _settings(folder)),
-        dtype=config.dtype,
-        parametrization=_parametrization(folder),
-        schedule=_schedule(folder).description,
-        latent_scale=latent_scale(folder),
-        sample_shape=sample_shape(folder),
-        image_shape=image_shape(folder),
-    )
+    with as_its_files_say(folder.path):
+        return TeacherIdentity(
+            kind=config.kind,
+            weights_digest=weights_digest({part: folder.weights(part) for part in WEIGHTS}, _settings(folder)),
+            dtype=config.dtype,
+            parametrization=_parametrization(folder),
+            schedule=_schedule(folder).description,
+            latent_scale=latent_scale(folder),
+            sample_shape=sample_shape(folder),
+            image_shape=image_shape(folder),
+        )
 
 
 def _cast(networks: Sequence[nn.Module], dtypes: Sequence[torch.dtype]) -> None:
@@ -207,18 +210,21 @@ def read_network(kind: Any, folder: PipelineFolder, part: str, dtype: torch.dtyp
     """A network with all of its weights from the folder: the libraries would make up those that are missing.
 
     Raises:
-        UserError: some are missing.
+        UserError: some are missing, or of another shape, or the config describes no network.
     """
     hide_progress_bars()
-    network, report = kind.from_pretrained(
-        folder.path,
-        subfolder=part,
-        variant=folder.variant,
-        torch_dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    with as_its_files_say(folder.path / part):
+        network, report = kind.from_pretrained(
+            folder.path,
+            subfolder=part,
+            variant=folder.variant,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    if mismatched := sorted(map(str, report.get("mismatched_keys", ()))):
+        raise UserError(f"{folder.path / part}: {len(mismatched)} weights do not fit, {mismatched[0]}; copy it again")
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{folder.path / part}: {len(missing)} weights are missing, {missing[0]} is one; copy it again")
     return network

@@ -56,36 +56,6 @@ def test_a_file_is_one_concept_and_says_which(path):
     assert ast.get_docstring(ast.parse(source))
 
 
-INERT = ROOT / "pipeline/teachers/edm/inert_pickle.py"
-"""The one file that reads pickles: through a table of harmless names."""
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in SOURCES if path != INERT], ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_nothing_is_unpickled(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            assert not {alias.name for alias in node.names} & {"pickle", "dill", "joblib", "shelve", "marshal"}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
-            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            match ast.unparse(node.func.value):
-                case "torch":
-                    assert keywords.get("weights_only") == "True"
-                case "np":
-                    assert keywords.get("allow_pickle") == "False"
-
-
-def test_the_one_reader_of_pickles_decides_on_every_name():
-    tree = ast.parse(INERT.read_text())
-    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert {name for name in used if name.startswith("pickle.")} == {"pickle.Unpickler", "pickle.UnpicklingError"}
-    (reader,) = (
-        node for node in tree.body if isinstance(node, ast.ClassDef) and node.bases and "Unpickler" in ast.unparse(node)
-    )
-    assert {"find_class", "persistent_load"} == {node.name for node in reader.body if isinstance(node, ast.FunctionDef)}
-
-
 SCRIPTS = sorted([*(ROOT / "stages").glob("[a-z]*.py"), ROOT / "trainer" / "run.py"])
 
 

@@ -1,15 +1,13 @@
 """An S3 store that fails, dawdles, forgets and loses replies: what is written is whole, once, or refused by name."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from datetime import timedelta
-from pathlib import Path
 from random import Random
 
+import obstore
 import pytest
+from obstore.exceptions import GenericError
 from support.injecting_proxy import Fault, injecting_proxy
 from support.latents import write_latents
 from support.toy import shard_bytes, toy_config
@@ -22,6 +20,7 @@ from pipeline.shards import storage as storage_module
 from pipeline.shards.layout import sha256_hex
 from pipeline.shards.reader import PairReader
 from pipeline.shards.storage import Storage
+from tests.support.racing import race
 
 RETRIES = 4
 DATA = bytes(range(256)) * 1024
@@ -88,15 +87,36 @@ def test_a_fault_that_stays_ends_in_a_line_that_names_the_object(proxy, storage,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_listing_that_breaks_off_goes_on_where_it_stopped(proxy, storage, s3_root, monkeypatch):
+    monkeypatch.setattr(storage_module, "_LISTING_PAUSE_S", 0.001)
+    names = [f"{number:03d}" for number in range(12)]
+    for name in names:
+        storage.write(name, b"")
+
+    original = obstore.list
+
+    def breaks_off(*args, **options):
+        for at, chunk in enumerate(original(*args, **options | {"chunk_size": 5})):
+            if at == 1:
+                raise GenericError("Error getting list response body")
+            yield chunk
+
+    with monkeypatch.context() as patched:
+        patched.setattr(obstore, "list", breaks_off)
+        assert [info.path for info in storage.list()] == names
+    proxy.script = times(2, Fault(cut_at=600))
+    assert [info.path for info in storage.list()] == names
+    proxy.script = lambda method, path: Fault(cut_at=600) if "list-type" in path else None
+    with pytest.raises(OSError, match=re.escape(s3_root)):
+        list(storage.list())
+
+
 def test_a_reply_that_comes_too_slowly_is_asked_for_again(proxy, s3_root, monkeypatch):
-    monkeypatch.setattr(storage_module, "_CLIENT", {"connect_timeout": "5s", "read_timeout": "0.2s", "timeout": "20s"})
-    storage = Storage.open(s3_root)
-    storage.write("x", DATA)
-    proxy.script = times(1, Fault(pause_s=0.6))
-    assert storage.read("x") == DATA
-    proxy.script = times(10**6, Fault(pause_s=0.6))
-    with pytest.raises(OSError, match=re.escape(f"{s3_root}/x")):
-        storage.read("x")
+    Storage.open(s3_root).write("x", DATA)
+    monkeypatch.setattr(storage_module, "_CLIENT", {"connect_timeout": "60s", "read_timeout": "2s", "timeout": "60s"})
+    proxy.script, before = times(1, Fault(pause_s=6)), len(proxy.log)
+    assert Storage.open(s3_root).read("x") == DATA
+    assert len(proxy.log) - before >= 2
 
 
 def test_a_write_whose_reply_is_lost_is_done_once_more_and_whole(proxy, storage):
@@ -243,56 +263,15 @@ def test_a_trainer_reads_through_faults_and_stops_at_a_shard_it_cannot_have(prox
 # ------------------------------------------------------------------------------------------------------- the race
 
 
-COMMIT = """
-import sys
-from pathlib import Path
-from support.latents import TIMING
-from pipeline.shards.layout import IndexRow, key
-from pipeline.shards.storage import Storage
-from pipeline.shards.writer import ShardWriter, commit_shard
-
-root, scratch, me = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-row = IndexRow(key(0), 0, -1, -1, 0, "0" * 16, "p", False, 0, "0" * 16, 1.0, False, "ok", "")
-storage = Storage.open(root)
-for shard in range(4):
-    with ShardWriter(scratch / f"{me}-{shard}.tar") as writer:
-        writer.add(row, {"txt": me.encode() * 300})
-        written = writer.finish()
-        print("ready", flush=True)
-        sys.stdin.readline()
-        commit = commit_shard(storage, "0" * 64, shard, written, TIMING)
-        print(commit.sha256, commit.sha256 == written.sha256, flush=True)
-"""
-
-
 def test_of_eight_processes_that_commit_a_shard_one_wins_and_the_others_adopt(proxy, s3_root, tmp_path):
     """Over a store that loses every third reply, so that even the winner may be told that it lost."""
     proxy.script = lambda method, path: Fault(reply_is_lost=True) if len(proxy.log) % 3 == 0 else None
-    root = Path(__file__).resolve().parents[2]
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", COMMIT, s3_root, str(tmp_path), str(number)],
-            env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(8)
-    ]
+    said = race(s3_root, tmp_path, num_processes=8, num_shards=3)
+    proxy.script = lambda method, path: None
     storage = Storage.open(s3_root)
-    for shard in range(4):
-        for racer in racers:
-            assert racer.stdout.readline() == "ready\n"
-        for racer in racers:
-            racer.stdin.write("go\n")
-            racer.stdin.flush()
-        said = [racer.stdout.readline().split() for racer in racers]
-        assert len({sha256 for sha256, _ in said}) == 1
-        assert [is_mine for _, is_mine in said].count("True") == 1
-        proxy.script, script = (lambda method, path: None), proxy.script
+    for shard, answers in enumerate(said):
         record = json.loads(storage.read(f"commits/{shard:06d}.json"))
-        assert record["sha256"] == said[0][0]
+        assert {sha256 for sha256, _ in answers} == {record["sha256"]}
+        assert sorted(is_own for _, is_own in answers) == [False] * 7 + [True]
         assert sha256_hex(storage.read(record["path"])) == record["sha256"]
-        proxy.script = script
-    for racer in racers:
-        assert racer.wait(timeout=60) == 0
+        assert sha256_hex(storage.read(record["index_path"])) == record["index_sha256"]

@@ -20,7 +20,8 @@ from pipeline.inspect_dataset import status, verify_shards
 from pipeline.lease import Lease
 from pipeline.processes import process_identity
 from pipeline.shards import verify as verify_module
-from pipeline.shards.storage import STAGING_PREFIX, Storage
+from pipeline.shards.local_write import STAGING_PREFIX
+from pipeline.shards.storage import Storage
 from pipeline.teachers.mixture import MixtureTeacher
 
 

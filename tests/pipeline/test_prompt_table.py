@@ -62,7 +62,7 @@ def test_only_the_row_groups_asked_for_are_read(
     prepare(digests, max_chars=100_000)
     read: list[int] = []
     read_range = Storage.read_range
-    monkeypatch.setattr("pipeline.shards.storage._BUFFER_BYTES", 1024)
+    monkeypatch.setattr("pipeline.shards.storage.BUFFER_BYTES", 1024)
     monkeypatch.setattr(
         Storage,
         "read_range",

@@ -126,9 +126,9 @@ def test_a_damaged_shard_is_not_measured(root, dataset, capsys):
 def test_the_next_batches_are_decoded_while_the_scorer_works(dataset, monkeypatch):
     decoded, waited = threading.Semaphore(0), []
 
-    def decode(data):
+    def decode(data, size):
         decoded.release()
-        return decode_image(data)
+        return decode_image(data, size)
 
     class Waiting(Brightness):
         def __call__(self, images, prompts):

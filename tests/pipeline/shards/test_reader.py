@@ -202,16 +202,8 @@ def stopped(root, **changes):
     return str(caught.value), {int(key) // 8 for key in seen}
 
 
-TAR = {
-    "a payload byte is flipped": lambda data: flip(data, 2 * 512 + 200),
-    "a header byte is flipped": lambda data: flip(data, 5 * 512 + 3),
-    "the end is missing": lambda data: data[: len(data) // 2],
-}
-
-
-@pytest.mark.parametrize("edit", TAR.values(), ids=TAR)
-def test_damage_to_a_tar_stops_before_its_first_sample(root, edit):
-    rewrite(root, edit)
+def test_damage_to_a_tar_stops_before_its_first_sample(root):
+    rewrite(root, lambda data: flip(data, 2 * 512 + 200))
     text, shards = stopped(root)
     assert text.startswith(f"shard {SHARD}: {record(root)['path']} is damaged")
     assert text.endswith(

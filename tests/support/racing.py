@@ -1,0 +1,49 @@
+"""Processes that commit the same shards at the same moments, each with other bytes."""
+
+import multiprocessing
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+from pipeline.shards.layout import IndexRow, key
+from pipeline.shards.records import Timing
+from pipeline.shards.storage import Storage
+from pipeline.shards.writer import ShardWriter, commit_shard
+
+TIMING = Timing(
+    attempt=1, host="", device="", started="", sample_seconds=0, total_seconds=0, code_revision="", versions={}
+)
+ROW = IndexRow(key(0), 0, -1, -1, 0, "0" * 16, "p", False, 0, "0" * 16, 1.0, False, "ok", "")
+
+
+def race(root: str, scratch: Path, num_processes: int, num_shards: int) -> list[list[tuple[str, bool]]]:
+    """Commit every shard from every process at once.
+
+    Returns:
+        For every shard and process: the sha256 of the record that it got, and whether that is its own.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.racing"])
+    barrier, results = context.Barrier(num_processes), context.Queue()
+    processes = [
+        context.Process(target=_commit_all, args=(root, scratch, number, num_shards, barrier, results), daemon=True)
+        for number in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    said = [results.get(timeout=240) for _ in range(num_processes * num_shards)]
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    return [[(sha256, is_own) for at, sha256, is_own in said if at == shard] for shard in range(num_shards)]
+
+
+def _commit_all(root: str, scratch: Path, number: int, num_shards: int, barrier: Barrier, results: Any) -> None:
+    storage = Storage.open(root)
+    for shard in range(num_shards):
+        with ShardWriter(scratch / f"{number}-{shard}.tar") as writer:
+            writer.add(ROW, {"txt": str(number).encode() * 300})
+            written = writer.finish()
+            barrier.wait(timeout=240)
+            commit = commit_shard(storage, "0" * 64, shard, written, TIMING)
+            results.put((shard, commit.sha256, commit.sha256 == written.sha256))
