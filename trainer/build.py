@@ -84,7 +84,7 @@ def build(config: TrainConfig) -> TrainingRun:
         t = conditioning_time(teacher.denoiser, config.student)
         network = _network(config, accelerator.device)
         ema = StudentEma(network, config.student.ema_decay) if config.student.ema_decay is not None else None
-        student = Trainable(accelerator, network, config.optimizer, config.optimizer.lr)
+        student = Trainable(accelerator, network, config.optimizer, config.optimizer.lr, config.optimizer.decay_steps)
         student_denoiser = Denoiser(partial(teacher.call, student.prepared), schedule, parametrization)
         fake_score = matching = None
         if config.loss.dm_weight > 0:
