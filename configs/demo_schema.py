@@ -13,6 +13,6 @@ class DemoConfig(Model):
     output: Path
     """Folder of everything: pairs, run and evaluation. Remove it when done."""
     cpus: PositiveInt = 2
-    """CPUs the Ray head offers."""
+    """CPUs the Ray head offers, and threads of the training."""
     configs: Path = Path("configs/builtin")
     """Folder with pairs.yaml, train.yaml and evaluate.yaml: another one for another teacher, or for a shorter way."""

@@ -137,7 +137,10 @@ class OptimizerConfig(Model):
     critic_lr: PositiveFloat | None = None
     """Learning rate of the fake score; None: that of the student."""
     warmup_steps: NonNegativeInt = 500
-    """Steps over which both learning rates rise linearly from 0; constant afterwards."""
+    """Steps over which both learning rates rise linearly from 0."""
+    decay_steps: PositiveInt | None = None
+    """Steps, from the first, over which the student's learning rate falls to 0 along a half cosine: for a run whose
+    length is known beforehand. None: it stays. The fake score's stays in any case: it has to follow to the end."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay of the first and second moments."""
     weight_decay: NonNegativeFloat = 0.01

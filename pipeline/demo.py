@@ -53,6 +53,7 @@ def run_demo(config: DemoConfig) -> None:
             submit = [_tool("ray"), "job", "submit", "--address", head.jobs, "--working-dir", "."]
             _run([*submit, "--", "python", *script("stages/generate_pairs.py", "pairs.yaml", pairs)])
         launch = [_tool("accelerate"), "launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
+        launch += [f"--num_cpu_threads_per_process={config.cpus}"]  # not told, it lets the trainer have one
         train = script("trainer/run.py", "train.yaml", run)
         _run([*launch, "--dynamo_backend=no", *train, "--data.pairs", str(pairs)])
         evaluate = script("stages/evaluate.py", "evaluate.yaml", evaluation)

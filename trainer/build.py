@@ -90,7 +90,7 @@ def build(config: TrainConfig) -> TrainingRun:
         ema = StudentEma(network, config.student.ema_decay) if config.student.ema_decay is not None else None
         if ema is not None and initial is not None:
             initial.load("student_ema", ema.module)
-        student = Trainable(accelerator, network, config.optimizer, config.optimizer.lr)
+        student = Trainable(accelerator, network, config.optimizer, config.optimizer.lr, config.optimizer.decay_steps)
         student_denoiser = Denoiser(partial(teacher.call, student.prepared), schedule, parametrization)
         fake_score = matching = None
         if config.loss.dm_weight > 0:

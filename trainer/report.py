@@ -122,8 +122,13 @@ def _about(
     source = ", ".join(
         f"{name} {value}" for name, value in config.teacher.model_dump(exclude_none=True).items() if name != "kind"
     )
-    lr, critic_lr = spec.optimizer.lr, spec.optimizer.critic_lr or spec.optimizer.lr
+    lr, critic_lr, warmup = (
+        spec.optimizer.lr,
+        spec.optimizer.critic_lr or spec.optimizer.lr,
+        spec.optimizer.warmup_steps,
+    )
     timestep = "last of the schedule" if spec.student.timestep is None else f"{spec.student.timestep:g}"
+    fall = f", falling to 0 at step {spec.optimizer.decay_steps:,}" if spec.optimizer.decay_steps else ""
     average = "none" if spec.student.ema_decay is None else f"decay {spec.student.ema_decay:g} per step"
     rows = [
         ("teacher", f"{teacher.kind} ({source})"),
@@ -131,7 +136,10 @@ def _about(
         ("network", f"predicts {teacher.parametrization}, schedule `{teacher.schedule}`"),
         ("student", f"timestep: {timestep}; average of weights: {average}"),
         ("loss", _loss(spec.loss)),
-        ("optimizer", f"AdamW, lr {lr:g}, critic {critic_lr:g}, {spec.optimizer.warmup_steps:,} steps of warm-up"),
+        (
+            "optimizer",
+            f"AdamW, lr {lr:g}{fall}, critic {critic_lr:g}, {warmup:,} steps of warm-up",
+        ),
         ("batch", _batch(spec)),
         ("precision", f"{spec.precision} network calls, float32 weights"),
         ("seed", str(spec.seed)),

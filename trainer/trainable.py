@@ -13,6 +13,7 @@ gradient scaler a wrapper would do nothing. The learning rate is a function of t
 state could be lost, or which could be stepped once per process.
 """
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -34,9 +35,17 @@ class Trainable:
         network: float32, on any device; it is moved. Kept as ``network``, under its own parameter names.
         config: of the optimizer.
         lr: learning rate after warm-up.
+        decay_steps: steps at which it has fallen to 0; None: it does not fall.
     """
 
-    def __init__(self, accelerator: "Accelerator", network: nn.Module, config: OptimizerConfig, lr: float) -> None:
+    def __init__(
+        self,
+        accelerator: "Accelerator",
+        network: nn.Module,
+        config: OptimizerConfig,
+        lr: float,
+        decay_steps: int | None = None,
+    ) -> None:
         self.network = network
         self.prepared: nn.Module = accelerator.prepare(network)
         """What to call: gradients of this one are shared among processes, and its calls have the run's precision."""
@@ -46,6 +55,7 @@ class Trainable:
         self._accelerator = accelerator
         self._config = config
         self._lr = lr
+        self._decay_steps = decay_steps
 
     @contextmanager
     def accumulating(self, is_last: bool) -> Generator[None]:
@@ -61,8 +71,10 @@ class Trainable:
         loss.backward()
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of the step with this number, from 0: a linear warm-up, then constant."""
-        return self._lr * min(1.0, (step + 1) / max(self._config.warmup_steps, 1))
+        """Learning rate of the step with this number, from 0: a linear warm-up, times a half cosine if it falls."""
+        rise = min(1.0, (step + 1) / max(self._config.warmup_steps, 1))
+        fall = 1.0 if self._decay_steps is None else math.cos(math.pi / 2 * min(1.0, step / self._decay_steps)) ** 2
+        return self._lr * rise * fall
 
     def update(self, step: int) -> tuple[Tensor, bool]:
         """Clip the gradient, make a step of the optimizer, and clear the gradient.

@@ -233,6 +233,12 @@ def test_the_fake_score_may_have_a_learning_rate_of_its_own(trained_on, tmp_path
         assert (run.student.learning_rate(100), run.fake_score.learning_rate(100)) == (1e-3, expected)
 
 
+def test_only_the_students_learning_rate_falls(trained_on, tmp_path):
+    with opened(trained_on, tmp_path / "run", optimizer={"decay_steps": 200}) as run:
+        rates = run.student.learning_rate(100), run.fake_score.learning_rate(100)
+        assert rates == (pytest.approx(5e-4), 1e-3)
+
+
 def test_the_average_follows_the_student(run):
     expected = state(run.student.network)
     for _ in range(3):

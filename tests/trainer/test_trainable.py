@@ -64,6 +64,13 @@ def test_the_learning_rate_rises_to_its_value_within_the_warmup(warmup, rates):
     assert trainable.learning_rate(1000) == 0.1
 
 
+@pytest.mark.parametrize(("warmup", "rates"), [(0, [0.1, 0.075, 0.025, 0.0]), (3, [0.1 / 3, 0.05, 0.025, 0.0])])
+def test_the_learning_rate_falls_to_zero_along_a_half_cosine(warmup, rates):
+    trainable = Trainable(Accelerator(cpu=True), linear(), OptimizerConfig(warmup_steps=warmup), 0.1, decay_steps=3)
+    assert [trainable.learning_rate(step) for step in range(4)] == pytest.approx(rates)
+    assert trainable.learning_rate(1000) == pytest.approx(0)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     trainable = Trainable(Accelerator(cpu=True), linear(), OptimizerConfig(), 0.1)
