@@ -77,7 +77,7 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """What a shard's index says of any sample.
 
@@ -102,7 +102,7 @@ class Row:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IndexRow(Row):
     """One pair in a shard's index.
 
@@ -123,7 +123,7 @@ class IndexRow(Row):
     made_in_float32: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageRow(Row):
     """One real image in a shard's index.
 

@@ -13,7 +13,22 @@ from pipeline.shards.writer import ShardWriter, commit_shard
 TIMING = Timing(
     attempt=1, host="", device="", started="", sample_seconds=0, total_seconds=0, code_revision="", versions={}
 )
-ROW = IndexRow(key(0), 0, -1, -1, 0, "0" * 16, "p", False, 0, "0" * 16, 1.0, False, "ok", "")
+ROW = IndexRow(
+    key=key(0),
+    shard=0,
+    row=-1,
+    offset=-1,
+    length=0,
+    prompt="p",
+    status="ok",
+    reason="",
+    prompt_id="0" * 16,
+    prompt_truncated=False,
+    seed=0,
+    noise_digest="0" * 16,
+    guidance_scale=1.0,
+    made_in_float32=False,
+)
 
 
 def race(root: str, scratch: Path, num_processes: int, num_shards: int) -> list[list[tuple[str, bool]]]:
