@@ -113,8 +113,8 @@ class ScoreWorker:
 
     def _decode(self, file: int, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[NDArray[np.uint8]]]:
         """The images of some index rows, (H, W, 3) each; the rows come along."""
-        spec = self._dataset.run.spec
-        kind, size = spec.fields.image, spec.teacher.image_shape[1:]
+        run = self._dataset.run
+        kind, size = run.spec.fields.image, run.picture_size
         images: list[NDArray[np.uint8]] = []
         for row in rows:
             members = split_members(os.pread(file, row["length"], row["offset"]))

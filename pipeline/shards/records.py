@@ -147,6 +147,12 @@ class Run(Model):
         return {"pairs": "generate_pairs.py", "images": "encode_images.py"}[self.holds]
 
     @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of a stored picture, in pixels."""
+        spec = self.spec
+        return spec.teacher.image_shape[1:] if isinstance(spec, PairsSpec) else (spec.image_size, spec.image_size)
+
+    @property
     def what_to_mend(self) -> str:
         """Advice on samples that are bad."""
         return {"pairs": "mend the teacher or its dtype", "images": "mend the source or spec.resize"}[self.holds]
