@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline.teachers.edm_folder import EdmArchitecture, write_architecture
 from safetensors.numpy import save_file
 from support import tiny_sd
 
@@ -13,6 +12,7 @@ import configs
 from configs.load import parse
 from configs.schema import GeneratePairsConfig
 from pipeline.generate import generate_pairs
+from pipeline.teachers.edm.folder import EdmArchitecture, write_architecture
 
 FOLDER = Path(configs.__file__).parent
 

@@ -1,6 +1,7 @@
 """Processes that commit the same shards at the same moments, each with other bytes."""
 
 import multiprocessing
+import os
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,11 @@ def race(root: str, scratch: Path, num_processes: int, num_shards: int) -> list[
     context.set_forkserver_preload(["tests.support.racing"])
     barrier, results = context.Barrier(num_processes), context.Queue()
     processes = [
-        context.Process(target=_commit_all, args=(root, scratch, number, num_shards, barrier, results), daemon=True)
+        context.Process(
+            target=_commit_all,
+            args=(dict(os.environ), root, scratch, number, num_shards, barrier, results),
+            daemon=True,
+        )
         for number in range(num_processes)
     ]
     for process in processes:
@@ -53,7 +58,18 @@ def race(root: str, scratch: Path, num_processes: int, num_shards: int) -> list[
     return [[(sha256, is_own) for at, sha256, is_own in said if at == shard] for shard in range(num_shards)]
 
 
-def _commit_all(root: str, scratch: Path, number: int, num_shards: int, barrier: Barrier, results: Any) -> None:
+def _commit_all(
+    environment: dict[str, str],
+    root: str,
+    scratch: Path,
+    number: int,
+    num_shards: int,
+    barrier: Barrier,
+    results: Any,
+) -> None:
+    os.environ.update(
+        environment
+    )  # the server that forks may have been started by a test before, with other credentials
     storage = Storage.open(root)
     for shard in range(num_shards):
         with ShardWriter(scratch / f"{number}-{shard}.tar") as writer:

@@ -14,7 +14,8 @@ def nothing(shard: int) -> ShardResult:
         attempt=1, host="h", device="cpu", started="", sample_seconds=0, total_seconds=0, code_revision="", versions={}
     )
     commit = Commit(
-        shard=shard, fingerprint="", path="", sha256="", num_bytes=0, index_path="", index_sha256="", num_samples=1,
+        shard=shard, fingerprint="0" * 64, path=f"shards/{'0' * 8}-{shard:06d}-{'0' * 12}.tar", sha256="0" * 64,
+        num_bytes=0, index_path=f"index/{shard:06d}-{'0' * 12}.parquet", index_sha256="0" * 64, num_samples=1,
         num_truncated=0, rejected=[], timing=timing,
     )  # fmt: skip
     return ShardResult(commit, adopted=False, device_seconds=0.0)
