@@ -41,13 +41,9 @@ def race(root: str, scratch: Path, num_processes: int, num_shards: int) -> list[
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.racing"])
     barrier, results = context.Barrier(num_processes), context.Queue()
+    shared = (dict(os.environ), root, scratch, num_shards, barrier, results)
     processes = [
-        context.Process(
-            target=_commit_all,
-            args=(dict(os.environ), root, scratch, number, num_shards, barrier, results),
-            daemon=True,
-        )
-        for number in range(num_processes)
+        context.Process(target=_commit_all, args=(number, *shared), daemon=True) for number in range(num_processes)
     ]
     for process in processes:
         process.start()
@@ -59,17 +55,15 @@ def race(root: str, scratch: Path, num_processes: int, num_shards: int) -> list[
 
 
 def _commit_all(
+    number: int,
     environment: dict[str, str],
     root: str,
     scratch: Path,
-    number: int,
     num_shards: int,
     barrier: Barrier,
     results: Any,
 ) -> None:
-    os.environ.update(
-        environment
-    )  # the server that forks may have been started by a test before, with other credentials
+    os.environ.update(environment)  # whoever forks may be older than the credentials
     storage = Storage.open(root)
     for shard in range(num_shards):
         with ShardWriter(scratch / f"{number}-{shard}.tar") as writer:
