@@ -20,7 +20,7 @@ import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path, PurePath
 from typing import Self
 
@@ -34,7 +34,7 @@ from configs.json_text import parse_json
 from configs.schema import Model, PromptsConfig
 from pipeline.prompt_sources import open_source, read_lines, read_prompts
 from pipeline.seen_digests import SeenDigests
-from pipeline.shards.parquet_fault import DamagedParquet, reading_parquet
+from pipeline.shards.row_groups import RowGroups
 from pipeline.shards.storage import Storage
 
 TABLE_VERSION = 1
@@ -134,7 +134,7 @@ def store_table(table: Path, info: TableInfo, output: str) -> PromptReport:
     """
     storage, name = Storage.of_file(output)
     if storage.exists(name):
-        existing = _read_info(storage, name)
+        existing = _read_info(RowGroups.open(storage, name, _SCHEMA))
         if existing is None or existing.digest != info.digest:
             raise UserError(f"{output}: exists and does not hold these prompts; remove it or name another output")
         return PromptReport(output, info, written=False)
@@ -286,110 +286,76 @@ def is_prompt_table(path: Path | str) -> bool:
     """
     if PurePath(path).suffix.lower() != ".parquet":
         return False
-    return _read_info(*Storage.of_file(str(path))) is not None
+    return _read_info(RowGroups.open(*Storage.of_file(str(path)), _SCHEMA)) is not None
 
 
 class PromptTable:
     """Random access to a prompt table, wherever it lies; holds one row group in memory."""
 
-    def __init__(self, path: str, info: TableInfo, file: pq.ParquetFile) -> None:
+    def __init__(self, info: TableInfo, file: RowGroups) -> None:
         """Use :meth:`open`; this only keeps the parts."""
         self.num_prompts = info.count
         """Number of prompts."""
         self.digest = info.digest
         """Identity of the prompts, as the table's footer states it."""
-        self._path = path
-        self._file = file
-        lengths = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        self._starts = np.cumsum([0, *lengths])
-        self.group_starts: list[int] = self._starts.tolist()
+        self.group_starts = file.starts
         """First row of each row group, and the number of prompts at the end."""
-        self._group: tuple[int, pa.Table] | None = None
+        self._file = file
 
     @classmethod
     def open(cls, storage: Storage, path: str) -> Self:
         """Open the table ``path`` of a storage. Raises UserError if there is none or it is not a prompt table."""
-        info = _read_info(storage, path)
-        where = f"{storage.uri}/{path}"
+        file = RowGroups.open(storage, path, _SCHEMA)
+        info = _read_info(file)
         if info is None:
-            raise UserError(f"{where}: not a prompt table; make one with stages/prepare_prompts.py")
-        return cls(where, info, _open_parquet(storage, path))
+            raise UserError(f"{file.where}: not a prompt table; make one with stages/prepare_prompts.py")
+        return cls(info, file)
 
     def rows(self, start: int, stop: int) -> tuple[list[str], list[str]]:
         """Return (ids, prompts) of the rows ``start <= row < stop``; IndexError unless 0 <= start <= stop <= n."""
-        if not 0 <= start <= stop <= self.num_prompts:
-            raise IndexError(f"{self._path}: no rows {start} to {stop} among {self.num_prompts}")
         ids: list[str] = []
         prompts: list[str] = []
-        for group in range(np.searchsorted(self._starts, start, "right") - 1, self._file.num_row_groups):
-            first = int(self._starts[group])
-            if first >= stop:
-                break
-            table = self._row_group(group)
-            part = table.slice(max(start - first, 0), stop - max(start, first))
+        for part in self._file.rows(start, stop):
             ids += part["prompt_id"].to_pylist()
             prompts += part["prompt"].to_pylist()
         return ids, prompts
 
     def group(self, number: int) -> pa.ChunkedArray:
         """The prompts of one row group; compact, where a list of strings takes several times as much."""
-        return self._row_group(number)["prompt"]
+        return self._file.group(number)["prompt"]
 
     def distinct(self) -> Iterator[str]:
         """The different prompts of each row group."""
-        for group in range(self._file.num_row_groups):
+        for group in range(len(self.group_starts) - 1):
             yield from self.group(group).unique().to_pylist()
 
     def verify(self) -> None:
         """Read the whole table; raise UserError unless ids, order and texts are those that the digest was made of."""
         digest = hashlib.sha256()
-        for start, stop in zip(self._starts[:-1], self._starts[1:], strict=True):
-            ids, prompts = self.rows(int(start), int(stop))
+        for start, stop in pairwise(self.group_starts):
+            ids, prompts = self.rows(start, stop)
             for prompt_id, prompt in zip(ids, prompts, strict=True):
                 if prompt_id != _digest(prompt)[:8].hex():
-                    raise UserError(f"{self._path}: {prompt_id} is not the id of its prompt; make the table again")
+                    raise UserError(
+                        f"{self._file.where}: {prompt_id} is not the id of its prompt; make the table again"
+                    )
             digest.update(_canonical(ids, prompts))
         if digest.hexdigest() != self.digest:
-            raise UserError(f"{self._path}: the prompts are not those of its digest; make the table again")
-
-    def _row_group(self, group: int) -> pa.Table:
-        if self._group is None or self._group[0] != group:
-            self._group = None  # let the old one go before the new one comes
-            try:
-                with reading_parquet():
-                    table = self._file.read_row_group(group, use_threads=False)
-                    table.validate(full=True)  # or text that is not UTF-8 comes to light only where it is used
-                self._group = group, table.cast(_SCHEMA)  # which has no nulls
-            except ValueError as error:
-                raise OSError(f"{self._path}: row group {group} cannot be read: {error}") from None
-        return self._group[1]
+            raise UserError(f"{self._file.where}: the prompts are not those of its digest; make the table again")
 
 
-def _open_parquet(storage: Storage, path: str) -> pq.ParquetFile:
-    where = f"{storage.uri}/{path}"
-    try:
-        with reading_parquet():
-            return pq.ParquetFile(storage.reader(path), pre_buffer=False, page_checksum_verification=True)
-    except FileNotFoundError:
-        raise UserError(f"{where}: no such file") from None
-    except DamagedParquet:
-        raise UserError(f"{where}: not a Parquet file, or a damaged one") from None
-
-
-def _read_info(storage: Storage, path: str) -> TableInfo | None:
+def _read_info(file: RowGroups) -> TableInfo | None:
     """Return what a Parquet file's footer says, or None if it is not a prompt table; UserError if it cannot be so."""
-    file, where = _open_parquet(storage, path), f"{storage.uri}/{path}"
-    entry = (file.metadata.metadata or {}).get(_INFO_KEY)
+    entry = file.entry(_INFO_KEY)
     if entry is None:
         return None
     try:
         version = parse_json(entry)["format_version"]
         if version > TABLE_VERSION:
-            raise UserError(f"{where}: made by a newer version (format {version}); update")
+            raise UserError(f"{file.where}: made by a newer version (format {version}); update")
         info = TableInfo.model_validate_json(entry)
     except (ValueError, KeyError, TypeError, ValidationError):
-        raise UserError(f"{where}: its footer is damaged; make the table again") from None
-    columns = [(field.name, field.type) for field in file.schema_arrow]
-    if info.count != file.metadata.num_rows or columns != [(field.name, field.type) for field in _SCHEMA]:
-        raise UserError(f"{where}: its rows or columns are not those of its footer; make the table again")
+        raise UserError(f"{file.where}: its footer is damaged; make the table again") from None
+    if info.count != file.num_rows or not file.has_its_columns:
+        raise UserError(f"{file.where}: its rows or columns are not those of its footer; make the table again")
     return info

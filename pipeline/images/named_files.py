@@ -1,6 +1,5 @@
 """Images with names: below a folder, or in a zip archive. The order is that of the names, folder by folder."""
 
-import json
 import lzma
 import threading
 import zipfile
@@ -12,6 +11,7 @@ from typing import Any
 
 from configs.encode_schema import FolderSource, NamedFilesSource, ZipSource
 from configs.errors import UserError
+from configs.json_text import parse_json
 from pipeline.images.captions import read_captions
 from pipeline.images.source import Source, UnreadableImage, check_name, is_image, suffix_of
 from pipeline.images.source_table import SourceImage
@@ -77,7 +77,7 @@ class NamedFiles(Source):
         if sizes.get(DATASET_JSON, _MAX_JSON_BYTES + 1) > _MAX_JSON_BYTES:
             raise UserError(f"{where} is not there, or too large; choose other labels")
         try:
-            pairs: list[tuple[str, Any]] = json.loads(self._read(DATASET_JSON))["labels"]
+            pairs: list[tuple[str, Any]] = parse_json(self._read(DATASET_JSON))["labels"]
             labels = {name: label for name, label in pairs}
         except (ValueError, KeyError, TypeError, UnreadableImage):
             raise UserError(f'{where} does not hold {{"labels": [[name, class], ...]}}; choose other labels') from None

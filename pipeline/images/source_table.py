@@ -14,15 +14,18 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import PositiveInt, ValidationError
 
 from configs.errors import UserError
+from configs.json_text import parse_json
+from configs.schema import Model
+from pipeline.shards.row_groups import RowGroups
 from pipeline.shards.storage import Storage
 
 SOURCES_VERSION = 1
@@ -60,15 +63,14 @@ _TYPES = {str: pa.string(), int: pa.int64()}
 _SCHEMA = pa.schema([pa.field(field.name, _TYPES[field.type], False) for field in fields(SourceImage)])  # pyright: ignore
 
 
-@dataclass(frozen=True)
-class SourcesInfo:
+class SourcesInfo(Model):
     """What a list says about itself in its footer."""
 
     format_version: int
     """SOURCES_VERSION of its writer."""
     digest: str
     """Identity of the images, as 64 hex digits."""
-    count: int
+    count: PositiveInt
     """Images in the list."""
 
 
@@ -85,69 +87,53 @@ def write_source_table(path: Path, images: Iterable[SourceImage]) -> SourcesInfo
             digest.update(_canonical(group))
             count += len(group)
             writer.write_table(pa.Table.from_pylist([asdict(image) for image in group], schema=_SCHEMA))
-        info = SourcesInfo(SOURCES_VERSION, digest.hexdigest(), count)
-        writer.add_key_value_metadata({_INFO_KEY: json.dumps(asdict(info))})
+        info = SourcesInfo(format_version=SOURCES_VERSION, digest=digest.hexdigest(), count=count)
+        writer.add_key_value_metadata({_INFO_KEY: json.dumps(info.model_dump())})
     return info
 
 
 class SourceTable:
     """Random access to a list, wherever it lies; holds one row group in memory. For one thread."""
 
-    def __init__(self, path: str, info: SourcesInfo, file: pq.ParquetFile) -> None:
+    def __init__(self, info: SourcesInfo, file: RowGroups) -> None:
         """Use :meth:`open`; this only keeps the parts."""
         self.digest = info.digest
         """Identity of the images, as the list's footer states it."""
         self.num_images = info.count
         """Number of images."""
-        self._path = path
         self._file = file
-        lengths = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        self._starts = np.cumsum([0, *lengths])
-        self._group: tuple[int, pa.Table] | None = None
 
     @classmethod
     def open(cls, storage: Storage, path: str) -> Self:
         """Open the list ``path`` of a storage. Raises UserError if there is none or it is not such a list."""
-        where = f"{storage.uri}/{path}"
+        file = RowGroups.open(storage, path, _SCHEMA)
+        entry = file.entry(_INFO_KEY)
+        if entry is None:
+            raise UserError(f"{file.where}: not a list of images; run encode_images.py again")
         try:
-            file = pq.ParquetFile(storage.reader(path), pre_buffer=False, page_checksum_verification=True)
-            entry = (file.metadata.metadata or {})[_INFO_KEY]
-        except FileNotFoundError:
-            raise UserError(f"{where}: no such file") from None
-        except (pa.ArrowInvalid, KeyError):
-            raise UserError(f"{where}: not a list of images, or a damaged one") from None
-        info = json.loads(entry)
-        if info["format_version"] != SOURCES_VERSION:
-            raise UserError(f"{where}: made by another version (format {info['format_version']}); use that one")
-        return cls(where, SourcesInfo(**info), file)
+            version = parse_json(entry)["format_version"]
+            if version != SOURCES_VERSION:
+                raise UserError(f"{file.where}: made by another version (format {version}); use that one")
+            info = SourcesInfo.model_validate_json(entry)
+        except (ValueError, KeyError, TypeError, ValidationError):
+            raise UserError(f"{file.where}: its footer is damaged; run encode_images.py again") from None
+        if info.count != file.num_rows or not file.has_its_columns:
+            raise UserError(
+                f"{file.where}: its rows or columns are not those of its footer; run encode_images.py again"
+            )
+        return cls(info, file)
 
     def rows(self, start: int, stop: int) -> list[SourceImage]:
-        """The images ``start <= i < stop``."""
-        images: list[SourceImage] = []
-        for group in range(int(np.searchsorted(self._starts, start, "right")) - 1, self._file.num_row_groups):
-            first = int(self._starts[group])
-            if first >= stop:
-                break
-            part = self._row_group(group).slice(max(start - first, 0), stop - max(start, first))
-            images += [SourceImage(**row) for row in part.to_pylist()]
-        return images
+        """The images ``start <= i < stop``; IndexError unless 0 <= start <= stop <= n."""
+        return [SourceImage(**row) for part in self._file.rows(start, stop) for row in part.to_pylist()]
 
     def verify(self) -> None:
         """Read the whole list; raise UserError unless it is the one that the digest was made of."""
         digest = hashlib.sha256()
-        for start, stop in zip(self._starts[:-1], self._starts[1:], strict=True):
-            digest.update(_canonical(self.rows(int(start), int(stop))))
+        for start, stop in pairwise(self._file.starts):
+            digest.update(_canonical(self.rows(start, stop)))
         if digest.hexdigest() != self.digest:
-            raise UserError(f"{self._path}: the images are not those of its digest; run encode_images.py again")
-
-    def _row_group(self, group: int) -> pa.Table:
-        if self._group is None or self._group[0] != group:
-            self._group = None  # let the old one go before the new one comes
-            try:
-                self._group = group, self._file.read_row_group(group, use_threads=False)
-            except (pa.ArrowException, OSError) as error:
-                raise OSError(f"{self._path}: row group {group} cannot be read: {error}") from error
-        return self._group[1]
+            raise UserError(f"{self._file.where}: the images are not those of its digest; run encode_images.py again")
 
 
 def _canonical(images: Iterable[SourceImage]) -> bytes:

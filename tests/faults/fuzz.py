@@ -41,6 +41,7 @@ from configs.schema import GeneratePairsConfig, PromptsConfig, StableDiffusionTe
 from configs.train_schema import TrainConfig  # noqa: E402
 from pipeline.evaluation.reference import Reference  # noqa: E402
 from pipeline.generate import generate_pairs  # noqa: E402
+from pipeline.images.source_table import SourceImage, SourceTable, write_source_table  # noqa: E402
 from pipeline.inspect_dataset import status  # noqa: E402
 from pipeline.prompts import PromptTable, prepare_prompts  # noqa: E402
 from pipeline.shards.dataset import Dataset  # noqa: E402
@@ -145,11 +146,30 @@ def prompts(random: Random, folder: Path) -> None:
     prepare_prompts(PromptsConfig(path=str(source), blocklist=blocklist), folder / "out" / "table.parquet")
 
 
+@cache
+def list_of_images() -> bytes:
+    """A list of eight images."""
+    path = Path(tempfile.mkdtemp()) / "list.parquet"
+    images = [SourceImage(f"{number}.png", 9, sha256="0" * 64, prompt="a cat") for number in range(8)]
+    write_source_table(path, images)
+    return path.read_bytes()
+
+
 def table(random: Random, folder: Path) -> None:
-    """A prompt table: OSError where a page of it is damaged, with its name."""
-    (folder / "table.parquet").write_bytes(of_bytes(random, (dataset() / "prompts.parquet").read_bytes()))
+    """A prompt table."""
+    _verify_table(PromptTable, of_bytes(random, (dataset() / "prompts.parquet").read_bytes()), folder)
+
+
+def sources(random: Random, folder: Path) -> None:
+    """A list of images."""
+    _verify_table(SourceTable, of_bytes(random, list_of_images()), folder)
+
+
+def _verify_table(kind: type[PromptTable] | type[SourceTable], data: bytes, folder: Path) -> None:
+    """Read a table whole: OSError where a page of it is damaged, with its name."""
+    (folder / "table.parquet").write_bytes(data)
     try:
-        PromptTable.open(Storage.open(str(folder)), "table.parquet").verify()
+        kind.open(Storage.open(str(folder)), "table.parquet").verify()
     except OSError as error:
         if "table.parquet: row group" not in str(error):
             raise
@@ -294,7 +314,21 @@ Target = Callable[[Random, Path], None]
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
-        *(configs, prompts, table, records, lease, tars, index, manifest, selection, safetensors, reference, teacher),
+        *(
+            configs,
+            prompts,
+            table,
+            sources,
+            records,
+            lease,
+            tars,
+            index,
+            manifest,
+            selection,
+            safetensors,
+            reference,
+            teacher,
+        ),
     )
 }
 

@@ -115,7 +115,7 @@ def test_identity_is_the_content_and_its_order(prepare: Callable, monkeypatch: p
     monkeypatch.setattr(prompts_module, "_ROW_GROUP", 7)
     smaller, smaller_rows = prepare(texts)
     assert (smaller.info.digest, smaller_rows) == (report.info.digest, rows)
-    assert [open_table(smaller.output)._file.metadata.row_group(i).num_rows for i in range(6)] == [7, 7, 7, 7, 7, 5]
+    assert open_table(smaller.output).group_starts == [0, 7, 14, 21, 28, 35, 40]
 
 
 def test_ids_do_not_depend_on_filters_or_position(prepare: Callable) -> None:

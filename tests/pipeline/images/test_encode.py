@@ -184,7 +184,7 @@ def test_damage_is_found_and_mended(root, source, tmp_path):
     (copy / "sources.parquet").write_bytes(b"no list")
     findings = verify(Dataset.open_any(Storage.open(str(copy))))
     assert list(findings.damaged) == [1]
-    assert findings.table == ["sources.parquet: not a list of images, or a damaged one"]
+    assert findings.table == ["sources.parquet: not a Parquet file, or a damaged one"]
     with pytest.raises(RunStopped):
         verify_shards(VerifyShardsConfig(root=str(copy), repair=True))
     encode_images(encode_config(copy, folder_source(source)))

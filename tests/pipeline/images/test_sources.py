@@ -113,6 +113,12 @@ MISTAKES = {
     ),
     "no classes": (
         "folder",
+        lambda at: write_folder(at / "x", {**FILES, "dataset.json": b"[" * 100_000}),
+        {"labels": "dataset.json"},
+        "does not hold",
+    ),
+    "no labels in it": (
+        "folder",
         lambda at: write_folder(at / "x", {**FILES, "dataset.json": b'{"labels": null}'}),
         {"labels": "dataset.json"},
         "does not hold",
