@@ -21,6 +21,7 @@ from configs.train_schema import TrainConfig
 from pipeline import prompts as prompt_tables
 from pipeline.prompts import PromptTable, prepare_prompts
 from pipeline.shards.records import DamagedRecord
+from pipeline.shards.row_groups import RowGroups
 from pipeline.shards.selection import write_selection
 from pipeline.shards.storage import Storage
 from pipeline.shards.writer import DamagedShard
@@ -170,13 +171,13 @@ def test_prompts_of_a_table_in_windows_of_row_groups(tmp_path, monkeypatch):
     (tmp_path / "p.txt").write_text("\n".join(f"text {i}" for i in range(120)))
     prepare_prompts(PromptsConfig(path=str(tmp_path / "p.txt")), tmp_path / "p.parquet")
     read = []
-    original = PromptTable._row_group
+    original = RowGroups.group
 
     def spy(self, group):
         read.append(group)
         return original(self, group)
 
-    monkeypatch.setattr(PromptTable, "_row_group", spy)
+    monkeypatch.setattr(RowGroups, "group", spy)
     config = run(data={"prompts": str(tmp_path / "p.parquet")}, loss={"regression_weight": 0})
     data = TrainingData(config)
     assert (data.identities, data.target, data.held_out, data.num_pairs, data.datasets) == ((), None, None, 0, [])
