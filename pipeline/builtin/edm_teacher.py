@@ -8,9 +8,12 @@ block hands on what it gets, and the network says nothing about the image.
 """
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -33,15 +36,15 @@ training images; the numbers below are of its 10,000 test images."""
 
 
 def train_edm_teacher(config: SmallEdmTeacherConfig) -> Path:
-    """Train what is not trained yet and write the teacher.
+    """Train what is not trained yet, and write the teacher and what its students are to be compared with.
 
     Returns:
-        The teacher's folder, ``output/teacher``.
+        The teacher's folder, ``output/teacher``. Beside it is ``output/test_images``, see :func:`_write_test_images`.
 
     Raises:
         UserError: the data is missing, or a checkpoint is of another network.
     """
-    garments = Garments(config.data, "train", config.seed)
+    garments, test = (Garments(config.data, split, config.seed) for split in ("train", "test"))
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config.output.mkdir(parents=True, exist_ok=True)
     architecture = EdmArchitecture(
@@ -58,7 +61,7 @@ def train_edm_teacher(config: SmallEdmTeacherConfig) -> Path:
 
     settings = config.model_dump(mode="json", exclude={"output", "data", "device", "save_every_steps", "fit"})
     fit(network, loss, config.fit, config.output / "edm.pt", config.save_every_steps, settings)
-    metrics = {"loss": _test_loss(network, architecture, config)}
+    metrics = {"loss": _test_loss(network, architecture, config, test)}
     folder = config.output / "teacher"
     folder.mkdir(exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -67,8 +70,24 @@ def train_edm_teacher(config: SmallEdmTeacherConfig) -> Path:
     size = sum(weight.numel() for weight in network.parameters())
     title = "A small EDM teacher"
     write_card(folder, title, _ABOUT, "train_edm_teacher.py", config, metrics, size=size, data=_DATA)
+    _write_test_images(test, config.output / "test_images")
     print(json.dumps(metrics))
     return folder
+
+
+def _write_test_images(test: Garments, folder: Path) -> None:
+    """The test split as the teacher would draw it: ``folder/CLASS/NUMBER.png``, 32 x 32. It is there whole or not."""
+    if folder.exists():
+        return
+    unfinished = folder.with_name(folder.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    images, classes = test.untinted(0, len(test))
+    bytes_ = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for number, (image, class_) in enumerate(zip(bytes_, classes.tolist(), strict=True)):
+        path = unfinished / str(class_) / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    os.replace(unfinished, folder)
 
 
 def _initial(architecture: EdmArchitecture, seed: int) -> EdmNetwork:
@@ -102,8 +121,9 @@ def _loss(
 
 
 @torch.no_grad()
-def _test_loss(network: EdmNetwork, architecture: EdmArchitecture, config: SmallEdmTeacherConfig) -> float:
+def _test_loss(
+    network: EdmNetwork, architecture: EdmArchitecture, config: SmallEdmTeacherConfig, test: Garments
+) -> float:
     """The loss on garments that were not trained on."""
-    test = Garments(config.data, "test", config.seed)
     images, classes = test.untinted(0, min(_TEST_IMAGES, len(test)))
     return _loss(network, architecture, config, images, classes, generator(0, "try", 0)).item()
