@@ -11,9 +11,9 @@ from pipeline import teachers
 from pipeline.evaluation.results import Timing
 from pipeline.evaluation.systems import System
 from pipeline.metrics.latency import measure_latency
+from pipeline.prompts import PromptTable
+from pipeline.shards.layout import PROMPTS
 from pipeline.teachers.base import Teacher
-
-_PROMPT = "a photo of a lighthouse on a cliff"
 
 
 class Stopwatch:
@@ -32,12 +32,13 @@ class Stopwatch:
         self._load = cache(self._load_anew)
 
     def time(self, system: System) -> tuple[Timing, ...]:
-        """One timing for each batch size; none where workers have GPUs and this process has not."""
+        """One timing for each batch size, of its first prompt; none where workers have GPUs and this process has not."""
         if self._runtime.gpus_per_actor > 0 and not torch.cuda.is_available():
             print(f"{system.title}: not timed, runtime.gpus_per_actor asks for a GPU and this machine has none")
             return ()
         torch.set_num_threads(max(1, round(self._runtime.cpus_per_actor)))
         spec = system.pairs.spec
+        prompt = PromptTable.open(system.dataset.storage, PROMPTS).rows(0, 1)[1][0]
         found: list[Timing] = []
         for batch_size in self._config.batch_sizes:
             latency = measure_latency(
@@ -46,7 +47,7 @@ class Stopwatch:
                 spec.guidance_scale,
                 evaluations_per_image=system.evaluations,
                 batch_size=batch_size,
-                prompt=_PROMPT,
+                prompt=prompt,
                 negative_prompt=spec.negative_prompt,
                 warm_up=self._config.warmup,
                 repetitions=self._config.repeats,
