@@ -152,7 +152,7 @@ def student_usage(config: TeacherConfig, folder: str) -> "StudentUsage":
 
 def is_student(config: TeacherConfig, folder: Path) -> bool:
     """Whether a folder looks like one that :func:`save_student` wrote for this kind of teacher."""
-    return (folder / _student_module(config).MARKER).is_file()
+    return any((folder / marker).is_file() for marker in _student_module(config).MARKERS)
 
 
 def as_system(config: TeacherConfig, folder: Path) -> "tuple[TeacherConfig, SamplerConfig]":

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from configs.errors import UserError
 from configs.schema import DdimSampler, EdmHeunSampler, EdmTeacherConfig, PairsSettings
 from pipeline import teachers
-from pipeline.teachers.edm.folder import CONFIG, WEIGHTS
+from pipeline.teachers.edm.architecture import CONFIG, WEIGHTS
 from pipeline.teachers.edm.student import OneStepStudent
 from tests.support import tiny_edm
 
