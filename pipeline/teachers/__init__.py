@@ -2,7 +2,7 @@
 
 From the cheapest to the dearest, for whoever holds a ``TeacherConfig``:
 
-* :func:`check`: can these settings be carried out with this teacher at all? Reads configs, no weights.
+* :func:`check`: can these settings be carried out with this teacher at all? Reads configs; of weights, at most names.
 * :func:`sampler_evaluations`: what would a sample cost? Likewise.
 * :func:`identify`: which teacher is it? Reads the weights once, builds nothing, needs neither GPU nor memory.
 * :func:`load`: the teacher itself, on a device.

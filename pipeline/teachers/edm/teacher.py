@@ -35,7 +35,7 @@ def identify(config: EdmTeacherConfig) -> TeacherIdentity:
 
 
 def check(config: EdmTeacherConfig, settings: PairsSettings) -> None:
-    """Raise UserError when these settings cannot be carried out with this teacher."""
+    """Raise UserError when these settings cannot be carried out with this teacher, or its weights are of another."""
     folder = open_folder(config)
     if settings.sampler.name == "diffusers":
         raise UserError("spec.sampler.name: diffusers is for Stable Diffusion teachers; give edm_heun or ddim")
@@ -49,6 +49,7 @@ def check(config: EdmTeacherConfig, settings: PairsSettings) -> None:
         raise UserError("spec.fields.text_embedding: this teacher has no text encoder; set text_embedding: false")
     if settings.fields.prompt and not folder.num_classes:
         raise UserError("spec.fields.prompt: this teacher has no classes to be stored; set prompt: false")
+    read_network(folder)  # names and shapes; the file is mapped, and of its tensors nothing is read
 
 
 def sampler_evaluations(config: EdmTeacherConfig, sampler: SamplerConfig, guidance_scale: float) -> int:
