@@ -1,6 +1,7 @@
-"""An EDM teacher as files: what teacher and student need of a folder.
+"""An EDM teacher as files: what teacher and student need of a folder, and which kinds of folder there are.
 
-    config.json, model.safetensors      DDPM++ or ADM, under their published names (architecture.py)
+    config.json, model.safetensors                        DDPM++ or ADM, under their published names (architecture.py)
+    unet/, scheduler/ as diffusers saves a pipeline       a UNet2DModel (diffusers_folder.py)
 
 The folder of a one-step student is one of its teacher's kind, whose config says at which noise level it takes its step.
 Nothing here builds a network or imports torch until it is asked for one: a login node can do it.
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from configs.errors import UserError
 from configs.schema import EdmTeacherConfig
-from pipeline.teachers.edm import architecture
+from pipeline.teachers.edm import architecture, diffusers_folder
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.teachers.edm.preconditioning import EdmNetwork
 
-CONFIGS = (architecture.CONFIG,)
+CONFIGS = (diffusers_folder.UNET_CONFIG, architecture.CONFIG)
 """The files by which the folders are known."""
 
 
@@ -101,8 +102,12 @@ def open_folder(config: EdmTeacherConfig) -> EdmFolder:
         raise UserError(f"teacher.path: {path} is a file; make a folder of it with stages/convert_edm.py")
     if not path.is_dir():
         raise UserError(f"teacher.path: there is no folder {path}")
+    if (path / diffusers_folder.UNET_CONFIG).is_file():
+        return diffusers_folder.open_diffusers(path)
+    diffusers_folder.refuse_network_alone(path)
     if not (path / architecture.CONFIG).is_file():
         raise UserError(
-            f"teacher.path: {path} has no {architecture.CONFIG}; convert a checkpoint with stages/convert_edm.py"
+            f"teacher.path: {path} has no {architecture.CONFIG}; convert a checkpoint with stages/convert_edm.py, or "
+            f"give a pipeline folder of diffusers, which has a {diffusers_folder.UNET_CONFIG}"
         )
     return architecture.open_published(path)
