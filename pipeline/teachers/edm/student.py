@@ -3,8 +3,8 @@
     network   = the teacher's, preconditioning included, trainable, float32
     x0        = D(sigma* z, sigma*, c),  z ~ N(0, I),  sigma* = one_step_sigma of its config
 
-So a student is sampled as a teacher is: by one step of Euler's method (``ddim``) from sigma*. No other library knows
-such a network; :class:`OneStepStudent` runs it in a few lines.
+So a student is sampled as a teacher is: by one step of Euler's method (``ddim``) from sigma*. No other library takes
+such a step; :class:`OneStepStudent` takes it in a few lines.
 """
 
 from collections.abc import Mapping

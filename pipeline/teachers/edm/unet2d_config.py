@@ -13,6 +13,7 @@ from configs.errors import UserError
 from configs.json_text import parse_json
 from configs.schema import Model
 from pipeline.teachers.digest import without_volatile
+from pipeline.teachers.edm.architecture import Size
 
 UNET = "UNet2DModel"
 """The class of the network, as configs name it."""
@@ -24,7 +25,7 @@ UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
 class UNet2DConfig(Model):
     """The constructor's arguments and their defaults."""
 
-    sample_size: PositiveInt | tuple[PositiveInt, PositiveInt]
+    sample_size: Size | tuple[Size, Size]
     """Height and width of the images."""
     in_channels: Literal[3] = 3
     """Red, green, blue."""
