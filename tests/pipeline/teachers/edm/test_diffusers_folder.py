@@ -113,6 +113,7 @@ REFUSED_NETWORKS = [
     ({"sample_size": [8, 16]}, r"sample_size: \(8, 16\) is not square; give a network of square images"),
     ({"sample_size": None}, r"sample_size: Input should be .* \(None is there\); it is needed: height and width"),
     ({"sample_size": ...}, "sample_size: Field required; it is needed: height and width"),
+    ({"sample_size": 8192}, "sample_size: Input should be less than or equal to 4096"),
     ({"sample_size": 7}, "sample_size: 7 cannot be halved 1 times"),
     (
         {"class_embed_type": "timestep"},
