@@ -70,12 +70,12 @@ class StableDiffusionTeacherConfig(Model):
 
 
 class EdmTeacherConfig(Model):
-    """A pixel-space network of Karras et al. 2022 (EDM), class-conditional or not: DDPM++ or ADM."""
+    """A pixel-space network of Karras et al. 2022 (EDM), class-conditional or not: DDPM++, ADM or a UNet2DModel."""
 
     kind: Literal["edm"] = "edm"
     """Discriminator."""
     path: str
-    """A folder with config.json and model.safetensors, as stages/convert_edm.py makes it of a published checkpoint."""
+    """A folder that stages/convert_edm.py made of a published checkpoint, or diffusers' own of unet/ and scheduler/."""
     dtype: Dtype = "float32"
     """Precision of the network's layers. Noise embedding, preconditioning and x0 stay float32."""
 

@@ -22,8 +22,9 @@ from pipeline.builtin.card import write_card
 from pipeline.builtin.fit import fit
 from pipeline.builtin.garments import GARMENTS, SIZE, Garments
 from pipeline.builtin.randomness import generator
-from pipeline.teachers.edm.folder import WEIGHTS, EdmArchitecture, write_architecture
-from pipeline.teachers.edm.networks import EdmNetwork
+from pipeline.teachers.edm.architecture import WEIGHTS, EdmArchitecture, write_architecture
+from pipeline.teachers.edm.networks import edm_network
+from pipeline.teachers.edm.preconditioning import EdmNetwork
 
 _TEST_IMAGES = 2000
 _SMALL = 1e-5
@@ -93,7 +94,7 @@ def _write_test_images(test: Garments, folder: Path) -> None:
 def _initial(architecture: EdmArchitecture, seed: int) -> EdmNetwork:
     with torch.random.fork_rng(devices=[]):  # torch draws the first weights from the global generator
         torch.manual_seed(seed)
-        network = EdmNetwork(architecture)
+        network = edm_network(architecture)
     with torch.no_grad():
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Conv2d) and name.rpartition(".")[2] in ("conv1", "proj", f"{SIZE}x{SIZE}_aux_conv"):

@@ -2,7 +2,7 @@
 
 From the cheapest to the dearest, for whoever holds a ``TeacherConfig``:
 
-* :func:`check`: can these settings be carried out with this teacher at all? Reads configs, no weights.
+* :func:`check`: can these settings be carried out with this teacher at all? Reads configs; of weights, at most names.
 * :func:`sampler_evaluations`: what would a sample cost? Likewise.
 * :func:`identify`: which teacher is it? Reads the weights once, builds nothing, needs neither GPU nor memory.
 * :func:`load`: the teacher itself, on a device.
@@ -152,7 +152,7 @@ def student_usage(config: TeacherConfig, folder: str) -> "StudentUsage":
 
 def is_student(config: TeacherConfig, folder: Path) -> bool:
     """Whether a folder looks like one that :func:`save_student` wrote for this kind of teacher."""
-    return (folder / _student_module(config).MARKER).is_file()
+    return any((folder / marker).is_file() for marker in _student_module(config).MARKERS)
 
 
 def as_system(config: TeacherConfig, folder: Path) -> "tuple[TeacherConfig, SamplerConfig]":

@@ -28,8 +28,8 @@ from pipeline.teachers.stable_diffusion import read_network
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 
-MARKER = "model_index.json"
-"""The file by which a student's folder is known."""
+MARKERS = ("model_index.json",)
+"""The files by one of which a student's folder is known."""
 
 
 def load_network(config: StableDiffusionTeacherConfig) -> nn.Module:

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
+from diffusers import EDMEulerScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from configs.errors import UserError
 from configs.schema import EdmTeacherConfig, GeneratePairsConfig, MixtureTeacherConfig, VerifyShardsConfig
@@ -19,7 +22,7 @@ from pipeline.generate import generate_pairs
 from pipeline.inspect_dataset import verify_shards
 from pipeline.noise import noise
 from pipeline.shards.members import decode_array, decode_image, to_uint8
-from tests.support import tiny_edm
+from tests.support import tiny_edm, tiny_unet
 from tests.support.toy import samples
 
 
@@ -61,6 +64,42 @@ def test_pairs_of_drawn_classes_are_those_of_heun_s_method(tmp_path: Path) -> No
         assert np.abs(shown - to_uint8(expected[i].numpy()).astype(int)).max() <= 1
     assert largest > 1  # nothing was clipped
     verify_shards(VerifyShardsConfig(root=str(tmp_path / "pairs"), deep=4))
+
+
+@pytest.mark.parametrize("scheduler", ["EDMEulerScheduler", "CMStochasticIterativeScheduler"])
+def test_pairs_of_a_diffusers_network_are_those_of_heun_s_method(tmp_path: Path, scheduler: str) -> None:
+    folder = tiny_unet.build(tmp_path / "teacher", scheduler, kind=tiny_unet.OPENAI)
+    generate_pairs(pairs(tmp_path / "pairs", folder))
+    labels = torch.tensor([int(label) for label in draw_labels(10, 0, 10)])
+    unet, noise_scale = UNet2DModel.from_pretrained(folder / "unet"), 1000 if scheduler.startswith("CM") else 1
+
+    def denoiser(x: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+        """Written as diffusers' EDM pipelines have it; with the other scheduler, only what it is told differs."""
+        theirs, level = EDMEulerScheduler(), sigma[:, None, None, None]
+        x_in, c_noise = theirs.precondition_inputs(x, level), noise_scale * theirs.precondition_noise(sigma)
+        return theirs.precondition_outputs(x, unet(x_in, c_noise, class_labels=classes).sample, level)
+
+    z = torch.from_numpy(np.stack([noise(0, i, (3, 8, 8)) for i in range(10)])).float()
+    with torch.no_grad():
+        expected = edm_heun(denoiser, z, labels, karras_sigmas(4, 0.002, 80.0, 7.0))
+    for (members, row), x0, label in zip(samples(tmp_path / "pairs").values(), expected, labels, strict=True):
+        assert members["cls"].decode() == row["prompt"] == str(label.item())
+        stored = decode_array(members["x0.npy"]).astype(np.float32)
+        np.testing.assert_allclose(stored, x0.numpy(), atol=2e-3 * x0.abs().max().item())
+    verify_shards(VerifyShardsConfig(root=str(tmp_path / "pairs"), deep=4))
+
+
+def test_weights_of_another_network_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for folder, weights in (
+        (tiny_edm.build(tmp_path / "edm"), "model.safetensors"),
+        (tiny_unet.build(tmp_path / "unet"), "unet/diffusion_pytorch_model.safetensors"),
+    ):
+        tensors = load_file(folder / weights)
+        first = min(tensors)
+        save_file({**tensors, first: torch.ones(3, 1)}, folder / weights)
+        with pytest.raises(UserError, match=rf"{first} has shape \(3, 1\), not"):
+            generate_pairs(pairs(tmp_path / "pairs", folder))
+        assert not (tmp_path / "pairs").exists()
 
 
 def test_other_readers_take_a_label_for_a_number(tmp_path: Path) -> None:
@@ -120,9 +159,7 @@ def test_the_plan_has_the_published_counts(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     spec = {"sampler": {"name": "edm_heun", "steps": steps}, "num_samples": num_samples}
-    config = pairs(
-        tmp_path / "pairs", tiny_edm.build(tmp_path / "teacher"), spec=spec, runtime={"gpus_per_actor": 1}, plan=True
-    )
-    generate_pairs(config)
-    assert f"teacher evaluations  {counted}" in capsys.readouterr().out
-    assert not (tmp_path / "pairs").exists()
+    for folder in (tiny_edm.build(tmp_path / "edm"), tiny_unet.build(tmp_path / "unet")):
+        generate_pairs(pairs(tmp_path / "pairs", folder, spec=spec, runtime={"gpus_per_actor": 1}, plan=True))
+        assert f"teacher evaluations  {counted}" in capsys.readouterr().out
+        assert not (tmp_path / "pairs").exists()

@@ -2,36 +2,21 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
-from support import tiny_sd
+from support import tiny_edm, tiny_sd
 
 import configs
 from configs.load import parse
 from configs.schema import GeneratePairsConfig
 from pipeline.generate import generate_pairs
-from pipeline.teachers.edm.folder import EdmArchitecture, write_architecture
 
 FOLDER = Path(configs.__file__).parent
 
 
 def edm_teacher(folder, size, classes):
-    """A teacher that is good enough to be counted: its weights are never loaded."""
-    folder.mkdir()
-    architecture = EdmArchitecture(
-        architecture="ddpm++",
-        img_resolution=size,
-        label_dim=classes,
-        model_channels=8,
-        channel_mult=(1,),
-        num_blocks=1,
-        attn_resolutions=(),
-    )
-    write_architecture(architecture, folder)
-    save_file({"weight": np.zeros(1, np.float32)}, folder / "model.safetensors")
-    return folder
+    """The smallest teacher of such images and classes."""
+    return tiny_edm.build(folder, label_dim=classes, img_resolution=size, channel_mult=(1,), attn_resolutions=())
 
 
 def planned(name, teacher, tmp_path, capsys, *more):

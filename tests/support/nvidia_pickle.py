@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.teachers.edm.folder import EdmArchitecture
+from pipeline.teachers.edm.architecture import EdmArchitecture
 
 
 def _reconstruct_persistent_obj(meta: Any) -> None:

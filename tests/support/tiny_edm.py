@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.teachers.edm.folder import WEIGHTS, EdmArchitecture, write_architecture
-from pipeline.teachers.edm.networks import EdmNetwork
+from pipeline.teachers.edm.architecture import WEIGHTS, EdmArchitecture, write_architecture
+from pipeline.teachers.edm.networks import empty_network
 
 SIZE = 16
 """Height and width of the images."""
@@ -54,8 +54,7 @@ def formula_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 def weights_of(described: EdmArchitecture) -> dict[str, Tensor]:
     """Weights by formula for a network."""
-    with torch.device("meta"):
-        network = EdmNetwork(described)
+    network = empty_network(described, Path("config.json"))
     return formula_weights({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
 
 

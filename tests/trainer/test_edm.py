@@ -1,6 +1,7 @@
 """The whole way with an EDM teacher: pairs, training, the exported student, its evaluation beside the teacher."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.noise import noise
 from pipeline.shards.members import decode_image, to_uint8
 from pipeline.teachers.edm.student import OneStepStudent
 from tests.pipeline.test_pairs_edm import pairs
-from tests.support import tiny_clip, tiny_edm
+from tests.support import tiny_clip, tiny_edm, tiny_unet
 from tests.support.toy import samples
 from tests.support.training import metrics, tensors, train_settings
 from trainer.loop import train
@@ -37,17 +38,38 @@ def settings(folder: Path, **sections: Any) -> dict[str, Any]:
     )
     tree["teacher"] = {"kind": "edm", "path": str(folder / "teacher")}
     for name, entries in sections.items():
-        tree[name] = {**tree[name], **entries}
+        tree[name] = {**tree[name], **entries} if isinstance(entries, dict) else entries
     return tree
 
 
-@pytest.mark.parametrize("label_dim", [10, 0], ids=["classes", "unconditional"])
-def test_a_student_of_an_edm_teacher_is_trained_exported_and_measured(tmp_path: Path, label_dim: int) -> None:
-    teacher = tiny_edm.build(tmp_path / "teacher", label_dim=label_dim)
+PUBLISHED = ("config.json", "model.safetensors", "student/")
+"""Of a folder: the network's config, its weights, and what stands before their names in a checkpoint."""
+DIFFUSERS = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "student/model.unet.")
+
+
+def build_unet(folder: Path, label_dim: int = 10) -> Path:
+    """Of OpenAI's kind, trained with dropout."""
+    kind = {**tiny_unet.OPENAI, "sample_size": 16, "num_class_embeds": label_dim, "dropout": 0.3}
+    return tiny_unet.build(folder, "CMStochasticIterativeScheduler", kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("build", "label_dim", "files", "saves_memory"),
+    [
+        pytest.param(tiny_edm.build, 10, PUBLISHED, False, id="classes"),
+        pytest.param(tiny_edm.build, 0, PUBLISHED, True, id="unconditional"),
+        pytest.param(build_unet, 10, DIFFUSERS, True, id="diffusers"),
+    ],
+)
+def test_a_student_of_an_edm_teacher_is_trained_exported_and_measured(
+    tmp_path: Path, build: Callable[..., Path], label_dim: int, files: tuple[str, str, str], saves_memory: bool
+) -> None:
+    described, weights, prefix = files
+    teacher = build(tmp_path / "teacher", label_dim=label_dim)
     fields = {"x0": "pixels", "prompt": label_dim > 0}
     generate_pairs(pairs(tmp_path / "pairs", teacher, spec={"num_samples": 16, "fields": fields}))
     tree = settings(tmp_path)
-    if not label_dim:  # one of the two runs has everything on that saves memory
+    if saves_memory:
         tree |= {"precision": "bfloat16", "teacher": {**tree["teacher"], "dtype": "bfloat16"}}
         tree["runtime"]["gradient_checkpointing"] = True
     train(TrainConfig.model_validate(tree))
@@ -56,13 +78,11 @@ def test_a_student_of_an_edm_teacher_is_trained_exported_and_measured(tmp_path: 
     assert [line["step"] for line in lines] == [1, 2]
     assert all(np.isfinite([line["loss/dm"], line["loss/critic"], line["loss/student"]]).all() for line in lines)
     export = tmp_path / "run" / "export"
-    assert json.loads((export / "config.json").read_bytes())["one_step_sigma"] == 80.0
-    exported, checkpoint = load_file(export / "model.safetensors"), tensors(tmp_path / "run", 2)
-    assert {f"student/{name}" for name in exported} <= checkpoint.keys()
-    assert all(torch.equal(checkpoint[f"student/{name}"], tensor) for name, tensor in exported.items())
-    learnt = [
-        not torch.equal(tensor, load_file(teacher / "model.safetensors")[name]) for name, tensor in exported.items()
-    ]
+    assert json.loads((export / described).read_bytes())["one_step_sigma"] == 80.0
+    exported, checkpoint = load_file(export / weights), tensors(tmp_path / "run", 2)
+    assert {f"{prefix}{name}" for name in exported} <= checkpoint.keys()
+    assert all(torch.equal(checkpoint[f"{prefix}{name}"], tensor) for name, tensor in exported.items())
+    learnt = [not torch.equal(tensor, load_file(teacher / weights)[name]) for name, tensor in exported.items()]
     assert all(learnt)
     card = (export / "README.md").read_text()
     assert 'OneStepStudent(".", device)' in card
@@ -99,6 +119,31 @@ def test_a_student_of_an_edm_teacher_is_trained_exported_and_measured(tmp_path: 
     drawn = [decode_image(members["png"]) for members, _ in samples(tmp_path / "evaluation/images/student").values()]
     for image, picture in zip(images, drawn, strict=True):
         assert np.abs(to_uint8(image.numpy()).astype(int) - picture.astype(int)).max() <= 1
+
+
+def test_training_with_a_diffusers_network_goes_on_where_it_was(tmp_path: Path) -> None:
+    build_unet(tmp_path / "teacher")
+    generate_pairs(pairs(tmp_path / "pairs", tmp_path / "teacher", spec={"num_samples": 16}))
+
+    def run(name: str, steps: int, **sections: Any) -> dict[str, torch.Tensor]:
+        tree = settings(tmp_path, **sections) | {"output": str(tmp_path / name)}
+        tree["runtime"]["steps"] = steps
+        train(TrainConfig.model_validate(tree))
+        return tensors(tmp_path / name, steps)
+
+    straight = run("run", 2)
+    first = run("halves", 1)
+    resumed = run("halves", 2)
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert not torch.equal(first["student/model.unet.conv_in.weight"], resumed["student/model.unet.conv_in.weight"])
+
+    begun = run("begun", 1, init_from=str(tmp_path / "run"), optimizer={"lr": 1e-12})
+    for name in ("student", "fake_score"):
+        networks = {key for key in straight if key.startswith(f"{name}/model.unet.")}
+        assert networks
+        for key in networks:
+            torch.testing.assert_close(begun[key], straight[key], atol=1e-9, rtol=1e-6)
 
 
 def test_guidance_and_a_rounded_teacher_are_refused(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from configs.errors import UserError
-from pipeline.teachers.edm.folder import WEIGHTS, EdmArchitecture, write_architecture
+from pipeline.teachers.edm.architecture import WEIGHTS, EdmArchitecture, write_architecture
 from pipeline.teachers.edm.inert_pickle import RecordedModule, read_pickle, read_tensors
+from pipeline.teachers.edm.networks import empty_network
 from pipeline.teachers.edm.openai_names import openai_tensors
-from pipeline.teachers.edm.weights import build
+from pipeline.teachers.edm.weights import load_weights
 
 OPENAI = EdmArchitecture(
     architecture="adm",
@@ -87,7 +88,7 @@ def convert(source: Path, folder: Path) -> EdmArchitecture:
     if not source.is_file():
         raise UserError(f"{source}: there is no such file")
     architecture, tensors = _openai(source) if zipfile.is_zipfile(source) else _nvidia(source)
-    build(architecture, tensors, source)
+    load_weights(empty_network(architecture, source), tensors, architecture.architecture, source)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_architecture(architecture, folder)

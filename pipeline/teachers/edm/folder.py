@@ -1,122 +1,113 @@
-"""An EDM teacher as files: ``config.json``, which says what network it is, and ``model.safetensors``.
+"""An EDM teacher as files: what teacher and student need of a folder, and which kinds of folder there are.
 
-    FOLDER/config.json          the architecture, as :class:`EdmArchitecture` has it
-    FOLDER/model.safetensors    its weights, under the parameters' published names (``model.enc.32x32_conv.weight``)
+    config.json, model.safetensors                        DDPM++ or ADM, under their published names (architecture.py)
+    unet/, scheduler/ as diffusers saves a pipeline       a UNet2DModel (diffusers_folder.py)
 
-A one-step student is such a folder too, whose config.json says at which noise level it takes its step. Nothing here
-builds a network or imports torch: a login node can do it.
+The folder of a one-step student is one of its teacher's kind, whose config says at which noise level it takes its step.
+Nothing here builds a network or imports torch until it is asked for one: a login node can do it.
 """
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
-
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from configs.errors import UserError
-from configs.schema import EdmTeacherConfig, Model
+from configs.schema import EdmTeacherConfig
+from pipeline.teachers.edm import architecture, diffusers_folder
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+if TYPE_CHECKING:
+    from torch import nn
 
-Size = Annotated[int, Field(ge=1, le=4096)]
+    from pipeline.teachers.edm.preconditioning import EdmNetwork
 
-
-class EdmArchitecture(Model):
-    """Everything besides its weights that makes the network what it is; named as in NVIDIA's constructors."""
-
-    kind: Literal["edm"] = "edm"
-    """What this folder is."""
-    architecture: Literal["ddpm++", "adm"]
-    """DDPM++ (Song et al. 2021; SongUNet) or ADM (Dhariwal and Nichol 2021; DhariwalUNet)."""
-    img_resolution: Size
-    """Height and width of the images."""
-    img_channels: Literal[3] = 3
-    """Red, green, blue."""
-    label_dim: NonNegativeInt = 0
-    """Number of classes; 0 for an unconditional network."""
-    sigma_data: PositiveFloat = 0.5
-    """Standard deviation of the data that the preconditioning assumes."""
-    model_channels: PositiveInt
-    """Channels of the first level, before its multiplier."""
-    channel_mult: tuple[PositiveInt, ...]
-    """Multiplier of model_channels at each level; every level halves height and width."""
-    channel_mult_emb: PositiveInt = 4
-    """Width of the noise embedding, in model_channels."""
-    num_blocks: PositiveInt
-    """Residual blocks of a level."""
-    attn_resolutions: tuple[PositiveInt, ...]
-    """Heights at which blocks have self-attention."""
-    noise_scale: PositiveFloat = 1.0
-    """Factor of log(sigma) / 4 in what the network is told of the noise: 1 in NVIDIA's networks, 1000 in OpenAI's."""
-    one_step_sigma: PositiveFloat | None = None
-    """Of a student: the noise level it was trained at, and from which its one step goes to the image."""
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if not self.channel_mult or self.img_resolution % 2 ** (len(self.channel_mult) - 1):
-            raise ValueError(
-                f"img_resolution {self.img_resolution} cannot be halved {len(self.channel_mult) - 1} times"
-            )
-        return self
+CONFIGS = (diffusers_folder.UNET_CONFIG, architecture.CONFIG)
+"""The files by which the folders are known."""
 
 
-@dataclass(frozen=True)
-class EdmFolder:
-    """A folder that is complete; made by :func:`open_folder`.
+class EdmFolder(Protocol):
+    """A folder that is complete; made by :func:`open_folder`."""
 
-    Attributes:
-        path: the folder.
-        architecture: what its config.json says.
-    """
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        ...
 
-    path: Path
-    architecture: EdmArchitecture
+    @property
+    def config(self) -> Path:
+        """The file that describes the network."""
+        ...
 
     @property
     def weights(self) -> Path:
-        """The weight file."""
-        return self.path / WEIGHTS
+        """The safetensors file."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What its network is called, for messages."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the network; 0 for an unconditional one."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        ...
+
+    @property
+    def one_step_sigma(self) -> float | None:
+        """Of a student: the noise level from which its one step goes to the image. None for a teacher."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Whatever besides the weights shapes the network's output, as JSON values."""
+        ...
+
+    def empty_network(self) -> "EdmNetwork":
+        """The network with its preconditioning, on the meta device, without weights.
+
+        Raises:
+            UserError: there can be no network such as the config describes.
+        """
+        ...
+
+    def stored(self, network: "EdmNetwork") -> "nn.Module":
+        """The part of :meth:`empty_network`'s whose parameters the weight file has, under their names there."""
+        ...
+
+    def write_student(self, path: Path, sigma: float) -> Self:
+        """Write everything but the weights of a student of this teacher.
+
+        Args:
+            path: its folder, which is there, and empty.
+            sigma: the noise level from which its one step goes.
+
+        Returns:
+            The folder, which says where the weights belong.
+        """
+        ...
 
 
 def open_folder(config: EdmTeacherConfig) -> EdmFolder:
     """Look at a folder without reading its weights.
 
     Raises:
-        UserError: it is not there, not complete, or not of an architecture that we have.
+        UserError: it is not there, not complete, or not of a network that we have.
     """
     path = Path(config.path).expanduser()
     if path.is_file():
         raise UserError(f"teacher.path: {path} is a file; make a folder of it with stages/convert_edm.py")
     if not path.is_dir():
         raise UserError(f"teacher.path: there is no folder {path}")
-    if not (path / CONFIG).is_file():
-        raise UserError(f"teacher.path: {path} has no {CONFIG}; convert a checkpoint with stages/convert_edm.py")
-    folder = EdmFolder(path, read_architecture(path / CONFIG))
-    if not folder.weights.is_file():
-        raise UserError(f"{folder.weights}: missing; copy or convert the folder again")
-    return folder
-
-
-def read_architecture(path: Path) -> EdmArchitecture:
-    """Read a config.json.
-
-    Raises:
-        UserError: it is not that of an EDM teacher.
-    """
-    try:
-        return EdmArchitecture.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+    if (path / diffusers_folder.UNET_CONFIG).is_file():
+        return diffusers_folder.open_diffusers(path)
+    diffusers_folder.refuse_network_alone(path)
+    if not (path / architecture.CONFIG).is_file():
         raise UserError(
-            f"{path}: not the config of an EDM teacher ({where + ': ' if where else ''}{first['msg']}); give a folder "
-            "that stages/convert_edm.py made"
-        ) from None
-
-
-def write_architecture(architecture: EdmArchitecture, folder: Path) -> None:
-    """Write the config.json of a folder."""
-    content = architecture.model_dump(mode="json", exclude_none=True)
-    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            f"teacher.path: {path} has no {architecture.CONFIG}; convert a checkpoint with stages/convert_edm.py, or "
+            f"give a pipeline folder of diffusers, which has a {diffusers_folder.UNET_CONFIG}"
+        )
+    return architecture.open_published(path)

@@ -1,11 +1,6 @@
-"""The two networks of EDM, DDPM++ and ADM, and the preconditioning around them.
+"""F of EDM's networks, DDPM++ and ADM: what :mod:`~pipeline.teachers.edm.preconditioning` is around.
 
-    D(x, sigma, c) = c_skip x + c_out F(c_in x, c_noise, c)                                             (EDM Eq. 7)
-
-    c_skip  = sigma_data^2 / (sigma^2 + sigma_data^2)       c_in    = 1 / sqrt(sigma^2 + sigma_data^2)
-    c_out   = sigma sigma_data c_in                         c_noise = log(sigma) / 4                    (EDM Table 1)
-
-F is a U-Net: residual blocks at halving resolutions, self-attention at some, every encoder output handed across to the
+A U-Net: residual blocks at halving resolutions, self-attention at some, every encoder output handed across to the
 decoder. The two kinds differ in how a block is told noise level and class, and in where attention is:
 
     ddpm++   embedding added before the second normalisation;      one head; in the decoder after a level's last block
@@ -22,14 +17,18 @@ References:
 """
 
 import math
-from typing import Literal, Self
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.teachers.edm.folder import EdmArchitecture
+from configs.errors import UserError
+from pipeline.teachers.edm.architecture import EdmArchitecture
+from pipeline.teachers.edm.preconditioning import Backbone, EdmNetwork
 
 MAX_PERIOD = 10_000
 """Longest period of the noise embedding, as positions have it (Vaswani et al. 2017)."""
@@ -37,58 +36,34 @@ HEAD_CHANNELS = 64
 """Channels of an attention head of ADM."""
 
 
-class EdmNetwork(nn.Module):
-    """A preconditioned network: x0 out of a noisy image, a noise level and a class.
+def edm_network(architecture: EdmArchitecture) -> EdmNetwork:
+    """The preconditioned network of an architecture. Its weights are random: load others by name.
 
-    Coefficients are float32, whatever the precision of the layers; so is what is returned.
+    Raises:
+        ValueError: there can be no such network.
+    """
+    return EdmNetwork(UNet(architecture), architecture.sigma_data, architecture.noise_scale)
+
+
+def empty_network(architecture: EdmArchitecture, where: Path) -> EdmNetwork:
+    """The same on the meta device, without weights.
 
     Args:
-        architecture: what it is made of. Its weights are random: load others by name.
+        architecture: what it is.
+        where: the file that says so, for the message.
+
+    Raises:
+        UserError: there can be no such network.
     """
-
-    def __init__(self, architecture: EdmArchitecture) -> None:
-        super().__init__()
-        self._sigma_data = architecture.sigma_data
-        self._noise_scale = architecture.noise_scale / 4
-        self.model = UNet(architecture)
-
-    def forward(self, x_t: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-        """Denoise.
-
-        Args:
-            x_t: x0 + sigma eps, (B, 3, H, W), float32.
-            sigma: noise level, () or (B,), float32.
-            condition: one-hot classes, (B, K); (B, 0) for an unconditional network.
-
-        Returns:
-            x0, (B, 3, H, W), float32.
-        """
-        sigma = sigma.float().expand(len(x_t))
-        s, data = sigma[:, None, None, None], self._sigma_data
-        c_in = (s**2 + data**2).rsqrt()
-        c_noise = self._noise_scale * sigma.log()
-        prediction = self.model((c_in * x_t).to(self.layer_dtype), c_noise, condition.float())
-        return data**2 * c_in**2 * x_t + s * data * c_in * prediction.float()
-
-    @property
-    def layer_dtype(self) -> torch.dtype:
-        """Precision of convolutions, normalisations and attention."""
-        return next(layer.weight.dtype for layer in self.modules() if isinstance(layer, nn.Conv2d))
-
-    def cast_layers(self, dtype: torch.dtype) -> Self:
-        """Put all layers that see the image into a precision; those that see noise level and class stay in float32."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d | nn.GroupNorm):
-                layer.to(dtype)
-        return self
-
-    def enable_gradient_checkpointing(self) -> None:
-        """From now on the backward pass computes the activations of each block again."""
-        self.model.checkpoints = True
+    try:
+        with torch.device("meta"):
+            return edm_network(architecture)
+    except ValueError as error:
+        raise UserError(f"{where}: there is no such network: {error}") from None
 
 
-class UNet(nn.Module):
-    """F: the network inside.
+class UNet(Backbone):
+    """DDPM++ or ADM.
 
     Args:
         architecture: what it is made of.
@@ -100,7 +75,7 @@ class UNet(nn.Module):
         embedding = width * architecture.channel_mult_emb
         self._kind = kind
         self._width = width
-        self.checkpoints = False
+        self._checkpoints = False
 
         if classes := architecture.label_dim:
             self.map_label = (
@@ -176,6 +151,14 @@ class UNet(nn.Module):
         norm, conv = (self.out_norm, self.out_conv) if self._kind == "adm" else list(self.dec.values())[-2:]
         return conv(functional.silu(norm(x)))
 
+    def image_layers(self) -> Iterator[nn.Module]:
+        """Convolutions, those of the attention among them, and normalisations."""
+        return (layer for layer in self.modules() if isinstance(layer, nn.Conv2d | nn.GroupNorm))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """From now on the backward pass computes the activations of each block again."""
+        self._checkpoints = True
+
     def _embed(self, noise: Tensor, condition: Tensor) -> Tensor:
         """What blocks are told of noise level and class, (B, embedding), float32."""
         count = self._width // 2
@@ -194,7 +177,7 @@ class UNet(nn.Module):
         return functional.silu(e)
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
-        if self.checkpoints and torch.is_grad_enabled():
+        if self._checkpoints and torch.is_grad_enabled():
             return checkpoint(block, x, embedding, use_reentrant=False)
         return block(x, embedding)
 

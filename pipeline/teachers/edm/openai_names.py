@@ -7,12 +7,12 @@ order of the channels in the attention's first convolution: (3, heads, c) there,
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from configs.errors import UserError
-from pipeline.teachers.edm.folder import EdmArchitecture
-from pipeline.teachers.edm.networks import HEAD_CHANNELS, Block, EdmNetwork
+from pipeline.teachers.edm.architecture import EdmArchitecture
+from pipeline.teachers.edm.networks import HEAD_CHANNELS, Block, empty_network
+from pipeline.teachers.edm.preconditioning import EdmNetwork
 
 _RESIDUAL = {
     "norm0": "in_layers.0",
@@ -43,8 +43,7 @@ def openai_tensors(state: Mapping[str, Tensor], architecture: EdmArchitecture, w
     Raises:
         UserError: a name is missing, or one is left over.
     """
-    with torch.device("meta"):
-        network = EdmNetwork(architecture)
+    network = empty_network(architecture, where)
     left, tensors = dict(state), {}
     for ours, theirs in names(network):
         if theirs not in left:

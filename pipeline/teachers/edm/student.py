@@ -1,10 +1,10 @@
 """A student out of an EDM teacher, and back into a folder like the teacher's own.
 
     network   = the teacher's, preconditioning included, trainable, float32
-    x0        = D(sigma* z, sigma*, c),  z ~ N(0, I),  sigma* = one_step_sigma of config.json
+    x0        = D(sigma* z, sigma*, c),  z ~ N(0, I),  sigma* = one_step_sigma of its config
 
-So a student is sampled as a teacher is: by one step of Euler's method (``ddim``) from sigma*. No other library knows
-such a network; :class:`OneStepStudent` runs it in a few lines.
+So a student is sampled as a teacher is: by one step of Euler's method (``ddim``) from sigma*. No other library takes
+such a step; :class:`OneStepStudent` takes it in a few lines.
 """
 
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ from configs.schema import DdimSampler, Dtype, EdmTeacherConfig
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.generator import OneStepGenerator
 from pipeline.diffusion.schedules import EDMSchedule
+from pipeline.safetensors_errors import system_errors
 from pipeline.teachers.base import StudentUsage
-from pipeline.teachers.edm.folder import CONFIG, WEIGHTS, open_folder, write_architecture
-from pipeline.teachers.edm.networks import EdmNetwork
+from pipeline.teachers.edm.folder import CONFIGS, open_folder
 from pipeline.teachers.edm.teacher import one_hot
 from pipeline.teachers.edm.weights import read_network
 
-MARKER = CONFIG
-"""The file by which a student's folder is known."""
+MARKERS = CONFIGS
+"""The files by one of which a student's folder is known."""
 
 
 def load_network(config: EdmTeacherConfig) -> nn.Module:
@@ -40,13 +40,14 @@ def load_network(config: EdmTeacherConfig) -> nn.Module:
 
 def save_student(config: EdmTeacherConfig, state_dict: Mapping[str, Tensor], folder: Path, *, timestep: float) -> None:
     """Write a folder like the teacher's; see :func:`pipeline.teachers.save_student`."""
-    architecture = open_folder(config).architecture.model_copy(update={"one_step_sigma": float(timestep)})
-    with torch.device("meta"):
-        network = EdmNetwork(architecture)
+    teacher = open_folder(config)
+    network = teacher.empty_network()
     network.load_state_dict(state_dict, assign=True)  # every name and shape checked
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    write_architecture(architecture, folder)
+    student = teacher.write_student(folder, float(timestep))
+    stored = teacher.stored(network).state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+    with system_errors(student.weights):
+        save_file(tensors, student.weights, metadata={"format": "pt"})
 
 
 def as_system(folder: Path, dtype: Dtype) -> tuple[EdmTeacherConfig, DdimSampler]:
@@ -56,9 +57,10 @@ def as_system(folder: Path, dtype: Dtype) -> tuple[EdmTeacherConfig, DdimSampler
         UserError: it is no student's.
     """
     config = EdmTeacherConfig(path=str(folder), dtype=dtype)
-    sigma = open_folder(config).architecture.one_step_sigma
+    opened = open_folder(config)
+    sigma = opened.one_step_sigma
     if sigma is None:
-        raise UserError(f"student: {folder / CONFIG} has no one_step_sigma, so this is a teacher; name a run's export")
+        raise UserError(f"student: {opened.config} has no one_step_sigma, so this is a teacher; name a run's export")
     return config, DdimSampler(steps=1, sigma_max=sigma, sigma_min=min(0.002, sigma / 2))
 
 
@@ -97,9 +99,8 @@ class OneStepStudent:
     def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
         config, sampler = as_system(Path(folder), "float32")
         opened = open_folder(config)
-        size = opened.architecture.img_resolution
-        self.shape = (opened.architecture.img_channels, size, size)
-        self.num_classes = opened.architecture.label_dim
+        self.shape = opened.image_shape
+        self.num_classes = opened.num_classes
         network = read_network(opened).requires_grad_(False).eval().to(device)
         schedule = EDMSchedule()
         self._generator = OneStepGenerator(Denoiser(network, schedule, "x0"), schedule, torch.tensor(sampler.sigma_max))

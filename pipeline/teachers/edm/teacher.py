@@ -35,8 +35,8 @@ def identify(config: EdmTeacherConfig) -> TeacherIdentity:
 
 
 def check(config: EdmTeacherConfig, settings: PairsSettings) -> None:
-    """Raise UserError when these settings cannot be carried out with this teacher."""
-    architecture = open_folder(config).architecture
+    """Raise UserError when these settings cannot be carried out with this teacher, or its weights are of another."""
+    folder = open_folder(config)
     if settings.sampler.name == "diffusers":
         raise UserError("spec.sampler.name: diffusers is for Stable Diffusion teachers; give edm_heun or ddim")
     if settings.guidance_scale != 1:
@@ -47,8 +47,9 @@ def check(config: EdmTeacherConfig, settings: PairsSettings) -> None:
         raise UserError("spec.fields.x0: this teacher works on pixels and has no latent; set x0: pixels")
     if settings.fields.text_embedding:
         raise UserError("spec.fields.text_embedding: this teacher has no text encoder; set text_embedding: false")
-    if settings.fields.prompt and not architecture.label_dim:
+    if settings.fields.prompt and not folder.num_classes:
         raise UserError("spec.fields.prompt: this teacher has no classes to be stored; set prompt: false")
+    read_network(folder)  # names and shapes; the file is mapped, and of its tensors nothing is read
 
 
 def sampler_evaluations(config: EdmTeacherConfig, sampler: SamplerConfig, guidance_scale: float) -> int:
@@ -59,7 +60,7 @@ def sampler_evaluations(config: EdmTeacherConfig, sampler: SamplerConfig, guidan
 
 def num_classes(config: EdmTeacherConfig) -> int:
     """Classes of the network; 0 if it is unconditional."""
-    return open_folder(config).architecture.label_dim
+    return open_folder(config).num_classes
 
 
 def check_prompts(config: EdmTeacherConfig, prompts: Iterable[str]) -> None:
@@ -115,7 +116,7 @@ class EdmTeacher(Teacher):
         folder = open_folder(config)
         self.identity = _identity(folder, config)
         self.device = device
-        self._num_classes = folder.architecture.label_dim
+        self._num_classes = folder.num_classes
         network = read_network(folder).requires_grad_(False).eval()
         self._network = network.cast_layers(getattr(torch, config.dtype)).to(device)
         if channels_last:
@@ -183,16 +184,13 @@ class EdmTeacher(Teacher):
 
 
 def _identity(folder: EdmFolder, config: EdmTeacherConfig) -> TeacherIdentity:
-    architecture = folder.architecture
-    shape = (architecture.img_channels, architecture.img_resolution, architecture.img_resolution)
-    settings = architecture.model_dump(mode="json", exclude={"one_step_sigma"})
     return TeacherIdentity(
         kind=config.kind,
-        weights_digest=weights_digest({"model": [folder.weights]}, settings),
+        weights_digest=weights_digest({"model": [folder.weights]}, folder.settings),
         dtype=config.dtype,
         parametrization="x0",
         schedule=EDMSchedule.description,
         latent_scale=None,
-        sample_shape=shape,
-        image_shape=shape,
+        sample_shape=folder.image_shape,
+        image_shape=folder.image_shape,
     )

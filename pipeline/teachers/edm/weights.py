@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.errors import UserError
-from pipeline.teachers.edm.folder import EdmArchitecture, EdmFolder
-from pipeline.teachers.edm.networks import EdmNetwork
+from pipeline.teachers.edm.folder import EdmFolder
+from pipeline.teachers.edm.preconditioning import EdmNetwork
 
 
 def read_network(folder: EdmFolder) -> EdmNetwork:
@@ -19,35 +19,28 @@ def read_network(folder: EdmFolder) -> EdmNetwork:
     Raises:
         UserError: the weights are not whole, or of another network than the config says.
     """
+    network = folder.empty_network()
     try:
         tensors = load_file(folder.weights)
     except SafetensorError as error:
         raise UserError(f"{folder.weights}: not whole ({error}); copy or convert it again") from None
-    return build(folder.architecture, tensors, folder.weights)
-
-
-def build(architecture: EdmArchitecture, tensors: Mapping[str, Tensor], where: Path) -> EdmNetwork:
-    """The network of an architecture with these weights, which it takes over.
-
-    Args:
-        architecture: what it is.
-        tensors: its weights by name, float32.
-        where: their file, for messages.
-
-    Raises:
-        UserError: there can be no such network, or they are of another one; the first that differs is named.
-    """
-    try:
-        with torch.device("meta"):
-            network = EdmNetwork(architecture)
-    except ValueError as error:
-        raise UserError(f"{where}: there is no such network: {error}") from None
-    _check(tensors, network.state_dict(), architecture.architecture, where)
-    network.load_state_dict(tensors, assign=True)
+    load_weights(folder.stored(network), tensors, folder.kind, folder.weights)
     return network
 
 
-def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: str, where: Path) -> None:
+def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], kind: str, where: Path) -> None:
+    """Give a network without weights those of a file, which it takes over.
+
+    Args:
+        network: on the meta device.
+        tensors: its weights by name, float32.
+        kind: what it is called, for messages.
+        where: their file, for messages.
+
+    Raises:
+        UserError: they are of another network; the first that differs is named.
+    """
+    expected = network.state_dict()
     other = f"{where}: another network than the {kind} it should be"
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or extra:
@@ -58,4 +51,5 @@ def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: 
         if shape != wanted:
             raise UserError(f"{other}: {name} has shape {shape}, not {wanted}")
         if tensor.dtype != torch.float32:
-            raise UserError(f"{where}: {name} is {tensor.dtype}, not torch.float32")
+            raise UserError(f"{where}: {name} is {tensor.dtype}, not torch.float32; save the network in float32")
+    network.load_state_dict(tensors, assign=True)

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from configs.errors import UserError
+from pipeline.teachers.edm.architecture import CONFIG, WEIGHTS, EdmArchitecture, read_architecture
 from pipeline.teachers.edm.convert import convert
-from pipeline.teachers.edm.folder import CONFIG, WEIGHTS, EdmArchitecture, read_architecture
-from pipeline.teachers.edm.networks import EdmNetwork
+from pipeline.teachers.edm.networks import empty_network
 from pipeline.teachers.edm.openai_names import names, openai_tensors
-from pipeline.teachers.edm.weights import build
+from pipeline.teachers.edm.weights import load_weights
 from tests.support import nvidia_pickle, tiny_edm
 from tests.support.stage import run
 
@@ -118,8 +118,7 @@ WIDE = {"model_channels": 128, "channel_mult": (1, 1), "noise_scale": 1000.0}
 
 def openai_state(described: EdmArchitecture) -> dict[str, Tensor]:
     """Weights by formula under their names, in their shapes."""
-    with torch.device("meta"):
-        network = EdmNetwork(described)
+    network = empty_network(described, Path("file"))
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     theirs = {theirs: shapes[ours] for ours, theirs in names(network)}
     theirs["label_emb.weight"] = theirs["label_emb.weight"][::-1]
@@ -130,7 +129,8 @@ def openai_state(described: EdmArchitecture) -> dict[str, Tensor]:
 def test_under_openai_s_names_a_network_gives_what_openai_s_code_gives() -> None:
     # Computed once with the code of openai/consistency_models for these weights, its attention in float32.
     described = tiny_edm.architecture("adm", 10, **WIDE)
-    network = build(described, openai_tensors(openai_state(described), described, Path("file")), Path("file"))
+    network, file = empty_network(described, Path("file")), Path("file")
+    load_weights(network, openai_tensors(openai_state(described), described, file), "adm", file)
     x0 = network(*tiny_edm.noisy((0.01, 0.5, 80.0)), torch.eye(10)[[1, 5, 9]])
     expected = [[0.347229, 0.473982, 0.486952], [0.011724, 0.297188, 0.122342], [-0.048956, 0.315428, -0.249468]]
     torch.testing.assert_close(x0[:, :, 5, 7], torch.tensor(expected), atol=2e-5, rtol=0)

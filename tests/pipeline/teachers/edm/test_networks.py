@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.teachers.edm.networks import EdmNetwork
+from pipeline.teachers.edm.networks import edm_network
+from pipeline.teachers.edm.preconditioning import EdmNetwork
 from tests.support import tiny_edm
 
 SIGMAS = (0.01, 0.5, 80.0)
@@ -35,7 +36,7 @@ PINNED = {
 
 def network(kind: str = "ddpm++", label_dim: int = 10) -> EdmNetwork:
     described = tiny_edm.architecture(kind, label_dim)
-    made = EdmNetwork(described)
+    made = edm_network(described)
     made.load_state_dict(tiny_edm.weights_of(described))
     return made
 
@@ -113,5 +114,5 @@ def test_the_published_networks_have_as_many_weights_as_the_published_code_gives
         ),
     }
     with torch.device("meta"):
-        counted = {name: sum(p.numel() for p in EdmNetwork(a).parameters()) for name, a in sizes.items()}
+        counted = {name: sum(p.numel() for p in edm_network(a).parameters()) for name, a in sizes.items()}
     assert counted == {"cifar10": 55_734_147, "imagenet64": 295_899_267}

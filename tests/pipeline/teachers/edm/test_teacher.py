@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from configs.errors import UserError
 from configs.schema import DdimSampler, EdmHeunSampler, EdmTeacherConfig, PairsSettings
 from pipeline import teachers
-from pipeline.teachers.edm.folder import CONFIG, WEIGHTS
+from pipeline.teachers.edm.architecture import CONFIG, WEIGHTS
 from pipeline.teachers.edm.student import OneStepStudent
-from tests.support import tiny_edm
+from tests.support import tiny_edm, tiny_unet
 
 CPU = torch.device("cpu")
 PIXELS: dict[str, Any] = {"fields": {"x0": "pixels"}}
@@ -136,10 +136,12 @@ def test_a_sample_of_one_step_is_the_belief_at_the_first_level(folder: Path) -> 
         torch.testing.assert_close(sample, x0, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("support", [tiny_edm, tiny_unet])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_teacher_of_low_precision_can_be_float32_for_a_while(folder: Path, dtype: str) -> None:
+def test_a_teacher_of_low_precision_can_be_float32_for_a_while(tmp_path: Path, support: Any, dtype: str) -> None:
+    folder = support.build(tmp_path / "teacher")
     exact, low = teachers.load(config(folder), CPU), teachers.load(config(folder, dtype=dtype), CPU)
-    x_t, sigma = tiny_edm.noisy((0.5,))
+    x_t, sigma = tiny_edm.noisy((0.5,), support.SIZE)
     arguments = x_t, sigma, torch.eye(10)[:1]
     before, wanted = low.denoiser(*arguments), exact.denoiser(*arguments)
     with low.float32():
@@ -186,12 +188,19 @@ def test_the_weights_of_another_network_are_no_student(folder: Path, tmp_path: P
         teachers.save_student(config(folder), {}, tmp_path, timestep=80.0)
 
 
-def test_the_code_on_the_card_runs(folder: Path, tmp_path: Path) -> None:
-    for label_dim in (0, 10):
-        teacher = config(tiny_edm.build(tmp_path / f"teacher{label_dim}", label_dim=label_dim))
-        student = tmp_path / f"student{label_dim}"
+def test_the_code_on_the_card_runs(tmp_path: Path) -> None:
+    for number, (build, size, settings) in enumerate(
+        (
+            (tiny_edm.build, 16, {"label_dim": 0}),
+            (tiny_edm.build, 16, {"label_dim": 10}),
+            (tiny_unet.build, 8, {"num_class_embeds": None}),
+            (tiny_unet.build, 8, {"num_class_embeds": 10}),
+        )
+    ):
+        teacher = config(build(tmp_path / f"teacher{number}", **settings))
+        student = tmp_path / f"student{number}"
         student.mkdir()
         teachers.save_student(teacher, teachers.load_network(teacher).state_dict(), student, timestep=80.0)
         names: dict[str, Any] = {}
         exec(teachers.student_usage(teacher, str(student)).code, names)
-        assert names["images"].shape == (8, 3, 16, 16)
+        assert names["images"].shape == (8, 3, size, size)
