@@ -19,5 +19,5 @@ def full_disk_stops(root: str, kept: str) -> Generator[None]:
         if error.errno not in FULL_DISK:
             raise
         raise RunStopped(
-            f"{root}: no space left ({error}); {kept}: make room, then run the same command again"
+            f"{root}: no space left ({error}); {kept}: make room and run the same command again"
         ) from error

@@ -32,7 +32,7 @@ class Stopwatch:
         self._load = cache(self._load_anew)
 
     def time(self, system: System) -> tuple[Timing, ...]:
-        """One timing for each batch size, of its first prompt; none where workers have GPUs and this process has not."""
+        """One timing a batch size, of its first prompt; none where workers have GPUs and this process has not."""
         if self._runtime.gpus_per_actor > 0 and not torch.cuda.is_available():
             print(f"{system.title}: not timed, runtime.gpus_per_actor asks for a GPU and this machine has none")
             return ()
