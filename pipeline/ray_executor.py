@@ -14,10 +14,12 @@ dies loses no finished shard and a retry cannot write a second copy under anothe
 """
 
 import math
+import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
@@ -85,9 +87,37 @@ class _Handle:
 
 
 def connect() -> None:
-    """Join the cluster of the job or of RAY_ADDRESS, else one on this machine, else start one for this process."""
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, configure_logging=False)
+    """Join the cluster of the job or of RAY_ADDRESS, else one on this machine, else start one for this process.
+
+    Raises:
+        RunStopped: RAY_ADDRESS is that of a cluster that does not answer.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        with _one_attempt() if address else nullcontext():
+            ray.init(log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError) as error:
+        if address is None or (isinstance(error, RuntimeError) and "connect to GCS" not in str(error)):
+            raise
+        raise RunStopped(
+            f"RAY_ADDRESS {address}: no Ray cluster answers there; start one and run the same command again"
+        ) from error
+
+
+@contextmanager
+def _one_attempt() -> Generator[None]:
+    """Have Ray try once to reach a head. By itself it tries 20 times, each of which takes it 40 seconds."""
+    name = "RAY_gcs_server_port_wait_time_s"  # read as the number of attempts; a user's own value is left alone
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 class RayExecutor(Generic[Result]):
