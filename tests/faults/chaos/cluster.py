@@ -97,8 +97,14 @@ class Cluster:
         )
 
     def keep_up(self) -> None:
-        """Start a node for every one that has ended by itself, as one does that cannot reach its head in time."""
-        self._nodes = [node if node.poll() is None else self._start_node() for node in self._nodes]
+        """Start a node for every one that has ended by itself, as one does that cannot reach its head in time.
+
+        One whose raylet died while it started waits for it until RAY_raylet_start_wait_time_s is over; we do not.
+        """
+        for place, node in enumerate(self._nodes):
+            if node.poll() is not None or _has_dead_raylet(node):
+                kill_session(node.pid)
+                self._nodes[place] = self._start_node()
 
     def renew(self) -> None:
         """Another cluster in the place of this one."""
@@ -130,6 +136,12 @@ def _below(node: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(node.pid).children(recursive=True)
     return []
+
+
+def _has_dead_raylet(node: "subprocess.Popen[bytes]") -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(child.name() == "raylet" and child.status() == psutil.STATUS_ZOMBIE for child in _below(node))
+    return False
 
 
 def _actors(node: "subprocess.Popen[bytes]") -> list[int]:
