@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from configs.builtin_schema import FitConfig, SmallEdmTeacherConfig
@@ -97,3 +98,40 @@ def test_it_learns(fashion: Path, tmp_path: Path) -> None:
         return float(row.split("|")[2])
 
     assert trained(30) < 0.8 * trained(1)
+
+
+def read_images(folder: Path) -> list[tuple[int, bytes]]:
+    """Class and pixels of every picture, sorted."""
+    found: list[tuple[int, bytes]] = []
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            found.append((int(path.parent.name), image.tobytes()))
+    return sorted(found)
+
+
+def test_every_test_garment_is_left_for_comparison_once_however_often_it_was_killed(
+    fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saved = Image.Image.save, list[object]()
+
+    def save_some(image: Image.Image, *args: Any, **more: Any) -> None:
+        if len(saved) == 7:
+            raise KeyboardInterrupt
+        saved.append(args)
+        save(image, *args, **more)
+
+    monkeypatch.setattr(Image.Image, "save", save_some)
+    with pytest.raises(KeyboardInterrupt):
+        train_edm_teacher(config(fashion, tmp_path))
+    assert not (tmp_path / "test_images").exists()
+    monkeypatch.setattr(Image.Image, "save", save)
+    train_edm_teacher(config(fashion, tmp_path))
+
+    test = Garments(fashion, "test", 3)  # of another order: it is the set that counts
+    images, classes = test.untinted(0, len(test))
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    assert read_images(tmp_path / "test_images") == sorted(
+        (class_, image.numpy().tobytes()) for class_, image in zip(classes.tolist(), pixels, strict=True)
+    )
+    assert {path.name for path in tmp_path.iterdir()} >= {"teacher", "test_images"}
+    assert not (tmp_path / "test_images.part").exists()
