@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -33,6 +34,7 @@ class Cluster:
     def __enter__(self) -> Self:
         self._resources = ExitStack()
         self._head = self._resources.enter_context(ray_head(num_cpus=0, num_gpus=0))
+        self._sockets = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))  # a short path
         self._sessions: list[subprocess.Popen[bytes]] = []  # of all nodes there have been
         self._nodes = [self._start_node() for _ in range(NUM_NODES)]
         return self
@@ -97,14 +99,8 @@ class Cluster:
         )
 
     def keep_up(self) -> None:
-        """Start a node for every one that has ended by itself, as one does that cannot reach its head in time.
-
-        One whose raylet died while it started waits for it until RAY_raylet_start_wait_time_s is over; we do not.
-        """
-        for place, node in enumerate(self._nodes):
-            if node.poll() is not None or _has_dead_raylet(node):
-                kill_session(node.pid)
-                self._nodes[place] = self._start_node()
+        """Start a node for every one that has ended by itself, as one does that cannot reach its head in time."""
+        self._nodes = [node if node.poll() is None else self._start_node() for node in self._nodes]
 
     def renew(self) -> None:
         """Another cluster in the place of this one."""
@@ -113,8 +109,13 @@ class Cluster:
 
     def _start_node(self) -> "subprocess.Popen[bytes]":
         ray = str(Path(sys.executable).with_name("ray"))
+        # Named by us: two nodes that start at a time, or one and the head, may choose one name, and then both die.
+        sockets = f"{self._sockets}/{len(self._sessions)}"
         node = subprocess.Popen(
-            [ray, "start", "--block", f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats"],
+            [
+                *(ray, "start", "--block", f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats"),
+                *(f"--plasma-store-socket-name={sockets}-plasma", f"--raylet-socket-name={sockets}-raylet"),
+            ],
             env=environment(**_ON_A_BUSY_MACHINE),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -136,12 +137,6 @@ def _below(node: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(node.pid).children(recursive=True)
     return []
-
-
-def _has_dead_raylet(node: "subprocess.Popen[bytes]") -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return any(child.name() == "raylet" and child.status() == psutil.STATUS_ZOMBIE for child in _below(node))
-    return False
 
 
 def _actors(node: "subprocess.Popen[bytes]") -> list[int]:
