@@ -34,7 +34,9 @@ class Cluster:
     def __enter__(self) -> Self:
         self._resources = ExitStack()
         self._head = self._resources.enter_context(ray_head(num_cpus=0, num_gpus=0))
-        self._sockets = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))  # a short path
+        self._folder = self._resources.enter_context(
+            tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)  # a short path: it holds sockets
+        )
         self._sessions: list[subprocess.Popen[bytes]] = []  # of all nodes there have been
         self._nodes = [self._start_node() for _ in range(NUM_NODES)]
         return self
@@ -109,12 +111,13 @@ class Cluster:
 
     def _start_node(self) -> "subprocess.Popen[bytes]":
         ray = str(Path(sys.executable).with_name("ray"))
-        # Named by us: two nodes that start at a time, or one and the head, may choose one name, and then both die.
-        sockets = f"{self._sockets}/{len(self._sessions)}"
+        # A folder of its own: two nodes that start at a time, or one and the head, may choose one name for a socket, and
+        # then both die.
+        folder = f"{self._folder}/{len(self._sessions)}"
         node = subprocess.Popen(
             [
                 *(ray, "start", "--block", f"--address={self.address}", "--num-cpus=1", "--disable-usage-stats"),
-                *(f"--plasma-store-socket-name={sockets}-plasma", f"--raylet-socket-name={sockets}-raylet"),
+                f"--temp-dir={folder}",
             ],
             env=environment(**_ON_A_BUSY_MACHINE),
             stdout=subprocess.DEVNULL,
