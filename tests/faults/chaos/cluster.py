@@ -111,8 +111,8 @@ class Cluster:
 
     def _start_node(self) -> "subprocess.Popen[bytes]":
         ray = str(Path(sys.executable).with_name("ray"))
-        # A folder of its own: two nodes that start at a time, or one and the head, may choose one name for a socket, and
-        # then both die.
+        # A folder of its own: two nodes that start at a time, or one and the head, may choose one name for a socket,
+        # and then both die.
         folder = f"{self._folder}/{len(self._sessions)}"
         node = subprocess.Popen(
             [
