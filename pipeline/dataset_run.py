@@ -57,8 +57,9 @@ class DatasetRun:
             if dataset.sealed is not None:
                 print(f"{storage.uri}: all {run.num_shards} shards exist; nothing to do")
                 return
-            with Lease(storage, self.runtime.lease_period_s):
+            with Lease(storage, self.runtime.lease_period_s) as lease:
                 self.store_table()
+                self._progress(dataset, lease, []).close("complete")  # the run that made the last shard was killed
                 self._finish(dataset)
             return
         executor = self.make_executor()
@@ -76,10 +77,9 @@ class DatasetRun:
     ) -> None:
         runtime, run = self.runtime, dataset.run
         missing = _missing(dataset)
-        num_done = run.spec.num_samples - sum(len(run.sample_ids(shard)) for shard in missing)
         dataset.unpark()
         print(f"{dataset.storage.uri}: {len(missing)} of {run.num_shards} shards to make", flush=True)
-        progress = Progress(dataset, lease, num_done, runtime.progress_period_s, runtime.max_rejected_fraction)
+        progress = self._progress(dataset, lease, missing)
         outcome = "failed"
         try:
             parked = drive(
@@ -104,6 +104,11 @@ class DatasetRun:
                 f"{len(parked)} of {run.num_shards} shards are parked, reasons in {dataset.storage.uri}/parked/; "
                 "mend the cause, then run the same command again"
             )
+
+    def _progress(self, dataset: Dataset, lease: Lease, missing: list[int]) -> Progress:
+        run, runtime = dataset.run, self.runtime
+        num_done = run.spec.num_samples - sum(len(run.sample_ids(shard)) for shard in missing)
+        return Progress(dataset, lease, num_done, runtime.progress_period_s, runtime.max_rejected_fraction)
 
     def _finish(self, dataset: Dataset) -> None:
         asked = dataset.run.spec.num_samples

@@ -1,6 +1,7 @@
 """A process killed at any write to the storage: whatever lies there then, the same command finishes the dataset."""
 
 import errno
+import json
 import re
 from itertools import count
 
@@ -132,6 +133,7 @@ def test_after_a_crash_at_any_write_the_same_command_finishes_the_dataset(truth,
         assert dataset.sealed["content_sha256"] in (folder / "root/README.md").read_text(), where
         findings = verify(dataset)
         assert (findings.problems, findings.missing, findings.unreferenced) == ([], [], []), where
+        assert json.loads((folder / "root/report.json").read_bytes())["outcome"] == "complete", where
     assert crashed_at == places  # not one was left out
 
 
