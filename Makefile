@@ -26,11 +26,11 @@ demo-pairs: $(STAMP)
 	$(BIN)/python stages/demo_pairs.py --output $(OUT)/demo-pairs
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder
 
 # What make test has of them in short: dozens of runs of which something is killed. Half an hour, and a report.
 test-faults: $(STAMP)
-	FAULTS_REPORT=$(OUT)/faults $(BIN)/python -m pytest -m '' tests/faults
+	FAULTS_REPORT=$(OUT)/faults $(BIN)/python -m pytest -m '' tests/faults tests/pipeline/test_demo.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -110,7 +110,7 @@ def test_a_folder_without_configs_is_refused_before_anything_starts(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.faults), signal.SIGINT])
 def test_stopped_at_work_it_leaves_no_process(configs, tmp_path, number):
     process = stage.start("demo", "--output", tmp_path / "out", "--configs", configs)
     try:
