@@ -19,6 +19,8 @@ settings.load_profile("potstill")
 
 ON_RAY = frozenset({"test_demo.py", "test_ray_executor.py", "test_readers.py", "test_score_shards.py"})
 """Files whose tests start a Ray cluster. No two of them run at a time, in however many processes the tests run."""
+LONG = frozenset({"test_resume.py", "test_run.py"})
+"""Files of one to three minutes, which should not be the last to begin."""
 
 
 class ByFile(LoadScopeScheduling):
@@ -36,11 +38,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with those on Ray: they mostly wait, and take longest."""
+    """Begin with those on Ray, which mostly wait and take longest, and with other long ones."""
     for item in items:
         if "head" in getattr(item, "fixturenames", ()) and item.path.name not in ON_RAY:
             raise pytest.UsageError(f"{item.path} starts a Ray cluster; name it in ON_RAY of tests/conftest.py")
-    items.sort(key=lambda item: item.path.name not in ON_RAY)
+    items.sort(key=lambda item: (item.path.name not in ON_RAY, item.path.name not in LONG))
 
 
 @pytest.fixture(scope="session")
