@@ -28,9 +28,9 @@ demo-pairs: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder
 
-# What make test has of them in short: dozens of runs of which something is killed. Half an hour, and a report.
+# What make test has of them in short: dozens of runs of which something is killed. Some forty minutes, and a report.
 test-faults: $(STAMP)
-	FAULTS_REPORT=$(OUT)/faults $(BIN)/python -m pytest -m '' tests/faults tests/pipeline/test_demo.py
+	FAULTS_REPORT=$(OUT)/faults $(BIN)/python -m pytest -m '' tests/faults tests/pipeline/test_demo.py::test_stopped_at_work_it_leaves_no_process
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -90,6 +90,7 @@ def connect() -> None:
     """Join the cluster of the job or of RAY_ADDRESS, else one on this machine, else start one for this process.
 
     Raises:
+        UserError: RAY_ADDRESS is no address.
         RunStopped: RAY_ADDRESS is that of a cluster that does not answer.
     """
     if ray.is_initialized():
@@ -98,6 +99,10 @@ def connect() -> None:
     try:
         with _one_attempt() if address else nullcontext():
             ray.init(log_to_driver=False, configure_logging=False)
+    except ValueError as error:
+        if address is None or "address" not in str(error):
+            raise
+        raise UserError(f"RAY_ADDRESS {address}: {error}; give host:port, ray://host:port or auto") from None
     except (ConnectionError, RuntimeError) as error:
         if address is None or (isinstance(error, RuntimeError) and "connect to GCS" not in str(error)):
             raise

@@ -1,4 +1,4 @@
-"""Make a small EDM teacher, from Fashion-MNIST.
+"""Make a small EDM teacher, from Fashion-MNIST: OUTPUT/teacher, and OUTPUT/test_images to compare its students with.
 
     python stages/train_edm_teacher.py --config configs/edm_small/edm_teacher.yaml --data DIR --output DIR
 

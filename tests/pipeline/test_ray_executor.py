@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 from support import stage
+from support.small_disk import small_disk
 from support.toy import files, shard_bytes, toy_config
 
 from configs.errors import RunStopped, UserError
@@ -283,19 +284,13 @@ def test_a_teacher_that_loads_nowhere_ends_the_run(connected, tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 600 kilobytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], check=False).returncode
-    if mounted != 0:
-        pytest.skip("may not mount a small file system here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", "600k") as folder:
+        yield folder
 
 
-def test_a_full_disk_stops_with_a_clear_message_and_keeps_every_commit(truth, head, small_disk, tmp_path):
-    root = small_disk / "root"
+def test_a_full_disk_stops_with_a_clear_message_and_keeps_every_commit(truth, head, disk, tmp_path):
+    root = disk / "root"
     done = stage.run(*generate(truth, root, "--layout.samples_per_shard", 8), ray_address=head.address)
     assert done.returncode == 1
     assert "no space left" in done.stderr

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from faults.chaos import trainer_process
 from faults.chaos.run_content import content, differing
+from support.small_disk import small_disk
 from support.training import train_config
 
 RUNTIME = {"steps": 2, "checkpoint_every": 1, "keep_checkpoints": 2, "log_every": 1, "micro_batch": 4}
@@ -18,14 +19,8 @@ ALWAYS = 0.55
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of a megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False).returncode
-    if mounted != 0:
-        pytest.skip("may not mount a small file system here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "1m") as folder:
+        yield folder
 
 
 def resize(disk, num_bytes):
