@@ -43,7 +43,7 @@ def train_edm_teacher(config: SmallEdmTeacherConfig) -> Path:
         The teacher's folder, ``output/teacher``. Beside it is ``output/test_images``, see :func:`_write_test_images`.
 
     Raises:
-        UserError: the data is missing, or a checkpoint is of another network.
+        UserError: the data is missing, or a checkpoint is of another network, other settings or other data.
     """
     garments, test = (Garments(config.data, split, config.seed) for split in ("train", "test"))
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -61,6 +61,8 @@ def train_edm_teacher(config: SmallEdmTeacherConfig) -> Path:
         return _loss(network, architecture, config, images, classes, generator(config.seed, "edm", step))
 
     settings = config.model_dump(mode="json", exclude={"output", "data", "device", "save_every_steps", "fit"})
+    settings["data"] = garments.digest
+    settings["test_data"] = test.digest  # test_images are of it
     fit(network, loss, config.fit, config.output / "edm.pt", config.save_every_steps, settings)
     metrics = {"loss": _test_loss(network, architecture, config, test)}
     folder = config.output / "teacher"

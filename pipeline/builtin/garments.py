@@ -9,6 +9,7 @@ drawn anew whenever a garment comes by.
 """
 
 import gzip
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,11 @@ class Garments:
 
     def __len__(self) -> int:
         return len(self._grey)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the garments and their classes: what a training that goes on must find as it was."""
+        return hashlib.sha256(self._grey.numpy().tobytes() + self._garment.numpy().tobytes()).hexdigest()
 
     def batch(self, step: int, size: int) -> Batch:
         """Garments ``step * size`` to ``(step + 1) * size`` of an endless row: one shuffled epoch after another."""

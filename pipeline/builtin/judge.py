@@ -45,7 +45,7 @@ def train_judge(config: BuiltinJudgeConfig) -> Path:
         card, and ``reference.npz``.
 
     Raises:
-        UserError: the data is missing, or a checkpoint is of another network.
+        UserError: the data is missing, or a checkpoint is of another network, other settings or other data.
     """
     train, test = (Garments(config.data, split, config.seed) for split in ("train", "test"))
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -80,7 +80,8 @@ def _fit(
         image_features, text_features, scale = model(images, _token_ids(tokens, batch.captions).to(device))
         return contrastive(image_features, text_features, scale)
 
-    fit(model, loss, config.contrastive, config.output / "judge.pt", config.save_every_steps, {"seed": config.seed})
+    settings = {"seed": config.seed, "data": train.digest}
+    fit(model, loss, config.contrastive, config.output / "judge.pt", config.save_every_steps, settings)
 
 
 def _shifted(images: Tensor, draws: torch.Generator) -> Tensor:

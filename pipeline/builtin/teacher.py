@@ -37,7 +37,7 @@ def train_teacher(config: BuiltinTeacherConfig) -> Path:
         The diffusers pipeline folder, ``output/teacher``.
 
     Raises:
-        UserError: the data is missing, or a checkpoint is of another network.
+        UserError: the data is missing, or a checkpoint is of another network, other settings or other data.
     """
     garments = Garments(config.data, "train", config.seed)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -70,6 +70,7 @@ def _train_autoencoder(config: BuiltinTeacherConfig, garments: Garments, device:
 
     checkpoint = config.output / "autoencoder.pt"
     settings = config.model_dump(mode="json", include={"seed", "kl_weight"})
+    settings["data"] = garments.digest
     fit(vae, loss, config.autoencoder, checkpoint, config.save_every_steps, settings)
     latents = _encode(vae, garments.batch(0, _SCALE_SAMPLES).images.to(device), config.seed, -1)
     vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
@@ -94,6 +95,7 @@ def _train_text_to_image(
 
     checkpoint = config.output / "text_to_image.pt"
     settings = config.model_dump(mode="json", include={"seed", "kl_weight", "autoencoder", "empty_prompt_probability"})
+    settings["data"] = garments.digest
     fit(networks, loss, config.text_to_image, checkpoint, config.save_every_steps, settings)
     return networks
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support.fashion import write_fashion
 
 from configs.builtin_schema import FitConfig, SmallEdmTeacherConfig
+from configs.errors import UserError
 from configs.schema import EdmTeacherConfig
 from pipeline import teachers
 from pipeline.builtin import edm_teacher as module
@@ -135,3 +137,11 @@ def test_every_test_garment_is_left_for_comparison_once_however_often_it_was_kil
     )
     assert {path.name for path in tmp_path.iterdir()} >= {"teacher", "test_images"}
     assert not (tmp_path / "test_images.part").exists()
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "data"), ("test", "test_data")])
+def test_with_other_data_it_does_not_go_on(fashion: Path, tmp_path: Path, split: str, name: str) -> None:
+    train_edm_teacher(config(fashion, tmp_path / "teacher"))
+    other = write_fashion(tmp_path / "other", **{split: 39})
+    with pytest.raises(UserError, match=rf"begun with other settings \({name} was "):
+        train_edm_teacher(config(other, tmp_path / "teacher"))

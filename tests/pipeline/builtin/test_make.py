@@ -9,8 +9,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from support.fashion import write_fashion
 
 from configs.builtin_schema import BuiltinJudgeConfig, BuiltinTeacherConfig, FitConfig
+from configs.errors import UserError
 from configs.schema import DiffusersSampler, StableDiffusionTeacherConfig
 from pipeline import teachers
 from pipeline.builtin import fit as fit_module
@@ -78,6 +80,17 @@ def test_killed_after_any_checkpoint_it_ends_in_the_same_files(request, fashion,
     assert len(saved) == {"teacher": 2, "judge": 1}[which]
     assert digests(folder) == straight
     assert digests(make(config(fashion, tmp_path))) == straight  # when all is trained, too
+
+
+@pytest.mark.parametrize("which", ["teacher", "judge"])
+def test_with_other_data_it_does_not_go_on(request, tmp_path, which):
+    trained = request.getfixturevalue(which)
+    make, config = {"teacher": (train_teacher, teacher_config), "judge": (train_judge, judge_config)}[which]
+    before = digests(trained.parent)
+    other = write_fashion(tmp_path, train=63)
+    with pytest.raises(UserError, match=r"begun with other settings \(data was "):
+        make(config(other, trained.parent))
+    assert digests(trained.parent) == before
 
 
 def test_the_teacher_is_a_pipeline_of_diffusers_and_ours_alike(teacher):
