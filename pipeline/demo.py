@@ -1,8 +1,9 @@
 """The whole way in minutes: pairs on a Ray head of its own, a student, an evaluation beside its teacher.
 
-Every part is the command that a user would type, and is printed as such. Each resumes by itself, so running the demo
-again goes on where it stopped, or computes nothing. Whatever is started lives in a process group of its own and is
-ended with it, also after Ctrl-C, SIGTERM or a failure.
+The student is trained in two runs, a chain: by regression on the pairs first, then with distribution matching. Every
+part is the command that a user would type, and is printed as such. Each resumes by itself, so running the demo again
+goes on where it stopped, or computes nothing. Whatever is started lives in a process group of its own and is ended with
+it, also after Ctrl-C, SIGTERM or a failure.
 """
 
 import os
@@ -30,17 +31,17 @@ _PATIENCE_S = 20.0
 
 
 def run_demo(config: DemoConfig) -> None:
-    """Make pairs, train on them, evaluate, and say where the report is.
+    """Make pairs, train on them in two phases, evaluate, and say where the report is.
 
     Raises:
         UserError: a part's config is not there; nothing was started.
         RunStopped: a part failed; its own message is above.
     """
     output = Path(config.output).absolute()
-    pairs, run, evaluation = output / "pairs", output / "run", output / "evaluation"
+    pairs, regression, run, evaluation = (output / name for name in ("pairs", "regression", "run", "evaluation"))
     started = time.monotonic()
     configs = (_ROOT / config.configs).absolute()
-    for name in ("pairs.yaml", "train.yaml", "evaluate.yaml"):
+    for name in ("pairs.yaml", "train_regression.yaml", "train.yaml", "evaluate.yaml"):
         if not (configs / name).is_file():
             raise UserError(f"configs: {configs / name} is not there; give the folder that holds it with --configs")
 
@@ -54,8 +55,11 @@ def run_demo(config: DemoConfig) -> None:
             _run([*submit, "--", "python", *script("stages/generate_pairs.py", "pairs.yaml", pairs)])
         launch = [_tool("accelerate"), "launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
         launch += [f"--num_cpu_threads_per_process={config.cpus}"]  # not told, it lets the trainer have one
+        launch += ["--dynamo_backend=no"]
+        warm_up = script("trainer/run.py", "train_regression.yaml", regression)
+        _run([*launch, *warm_up, "--data.pairs", str(pairs)])
         train = script("trainer/run.py", "train.yaml", run)
-        _run([*launch, "--dynamo_backend=no", *train, "--data.pairs", str(pairs)])
+        _run([*launch, *train, "--data.pairs", str(pairs), "--init_from", str(regression)])
         evaluate = script("stages/evaluate.py", "evaluate.yaml", evaluation)
         _run([sys.executable, *evaluate, "--student", str(run)])
     minutes = (time.monotonic() - started) / 60

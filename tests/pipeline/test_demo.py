@@ -18,14 +18,18 @@ from pipeline.shards.dataset import Dataset
 from pipeline.shards.members import decode_image
 from pipeline.shards.storage import Storage
 from pipeline.shards.verify import verify
+from trainer.checkpoints.checkpoints import newest_folder, read_state
+from trainer.initial_weights import InitialWeights
 
+SHORTER_RUN = {
+    "data": {"holdout": 4},
+    "batch": {"dm": 4, "regression": 4},
+    "runtime": {"steps": 4, "log_every": 2, "grid_every": 4, "checkpoint_every": 2},
+}
 SHORTER = {
     "pairs": {"spec": {"num_samples": 40, "sampler": {"steps": 2}}, "layout": {"samples_per_shard": 20}},
-    "train": {
-        "data": {"holdout": 4},
-        "batch": {"dm": 4, "regression": 4},
-        "runtime": {"steps": 4, "log_every": 2, "grid_every": 4, "checkpoint_every": 2},
-    },
+    "train_regression": SHORTER_RUN,
+    "train": SHORTER_RUN,
     "evaluate": {
         "teacher_steps": [2],
         "images_per_prompt": 1,
@@ -83,6 +87,12 @@ def test_the_student_of_the_report_is_the_exported_pipeline(demo):
         picture = pipeline(row["prompt"], latents=z, num_inference_steps=1, guidance_scale=0).images[0]
         difference = np.abs(np.asarray(picture).astype(int) - decode_image(members["png"]).astype(int))
         assert difference.max() <= 1
+
+
+def test_the_second_run_begins_with_the_student_of_the_first(demo):
+    output, _ = demo
+    spec = read_state(newest_folder(output / "run")).spec
+    assert spec.init_digest == InitialWeights(output / "regression", spec.teacher).digest
 
 
 def test_the_last_line_names_the_report_and_it_is_there(demo):
