@@ -15,5 +15,5 @@ class DemoConfig(Model):
     cpus: PositiveInt = 2
     """CPUs the Ray head offers, and threads of the training."""
     configs: Path = Path("configs/builtin")
-    """Folder with pairs.yaml, train_regression.yaml, train.yaml and evaluate.yaml: another one for another teacher, or for a
-    shorter way."""
+    """Folder with pairs.yaml, train_regression.yaml, train.yaml and evaluate.yaml: another one for another teacher, or
+    for a shorter way."""
