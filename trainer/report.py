@@ -122,24 +122,16 @@ def _about(
     source = ", ".join(
         f"{name} {value}" for name, value in config.teacher.model_dump(exclude_none=True).items() if name != "kind"
     )
-    lr, critic_lr, warmup = (
-        spec.optimizer.lr,
-        spec.optimizer.critic_lr or spec.optimizer.lr,
-        spec.optimizer.warmup_steps,
-    )
     timestep = "last of the schedule" if spec.student.timestep is None else f"{spec.student.timestep:g}"
-    fall = f", falling to 0 at step {spec.optimizer.decay_steps:,}" if spec.optimizer.decay_steps else ""
     average = "none" if spec.student.ema_decay is None else f"decay {spec.student.ema_decay:g} per step"
     rows = [
         ("teacher", f"{teacher.kind} ({source})"),
         ("teacher weights", f"`{teacher.weights_digest}`"),
         ("network", f"predicts {teacher.parametrization}, schedule `{teacher.schedule}`"),
+        ("begun as", _origin(config, spec)),
         ("student", f"timestep: {timestep}; average of weights: {average}"),
         ("loss", _loss(spec.loss)),
-        (
-            "optimizer",
-            f"AdamW, lr {lr:g}{fall}, critic {critic_lr:g}, {warmup:,} steps of warm-up",
-        ),
+        ("optimizer", _optimizer(spec)),
         ("batch", _batch(spec)),
         ("precision", f"{spec.precision} network calls, float32 weights"),
         ("seed", str(spec.seed)),
@@ -152,6 +144,20 @@ def _about(
             ("made with", f"{state.code_revision}, torch {state.versions.get('torch', '?')}, begun {run['created']}"),
         ]
     return [*rows, ("fingerprint", f"`{run['fingerprint']}`")]
+
+
+def _origin(config: TrainConfig, spec: TrainSpec) -> str:
+    return "the teacher" if spec.init_digest is None else f"the student of {config.init_from}, `{spec.init_digest}`"
+
+
+def _optimizer(spec: TrainSpec) -> str:
+    optimizer = spec.optimizer
+    parts = [f"AdamW, lr {optimizer.lr:g}"]
+    if optimizer.decay_steps is not None:
+        parts.append(f"falling to 0 at step {optimizer.decay_steps:,}")
+    if spec.loss.dm_weight > 0:
+        parts.append(f"critic {optimizer.critic_lr or optimizer.lr:g}")
+    return ", ".join([*parts, f"{optimizer.warmup_steps:,} steps of warm-up"])
 
 
 def _batch(spec: TrainSpec) -> str:

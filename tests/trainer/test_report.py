@@ -99,7 +99,7 @@ def test_the_page_is_a_function_of_what_lies_there(run_dir, config):
 
 def test_regression_alone_has_no_critic_and_no_pairs_no_table(tmp_path):
     for loss, absent, present in (
-        ({"dm_weight": 0, "regression": "l2"}, ("distribution matching", "critic steps"), "/pairs"),
+        ({"dm_weight": 0, "regression": "l2"}, ("distribution matching", "critic"), "/pairs"),
         ({"regression_weight": 0}, ("regression on pairs", "/pairs", " l2 "), "No pairs."),
     ):
         folder = tmp_path / present.strip("/.")
@@ -112,6 +112,18 @@ def test_regression_alone_has_no_critic_and_no_pairs_no_table(tmp_path):
         assert present in text
         about = re.sub(r"\| batch \|.*", "", text)
         assert not any(word in about for word in absent)
+
+
+def test_what_a_run_began_with_is_named(tmp_path, config):
+    assert cells(_about(tmp_path / "first", config, None), "begun as") == ["the teacher"]
+    going_on = config.model_copy(update={"init_from": "/runs/first"})
+    text = _about(tmp_path / "second", going_on, "d" * 64)
+    assert cells(text, "begun as") == [f"the student of /runs/first, `{'d' * 64}`"]
+
+
+def _about(run_dir, config, init_digest):
+    begin(run_dir, config, train_spec(config).model_copy(update={"init_digest": init_digest}))
+    return page(run_dir)
 
 
 def test_a_damaged_file_of_metrics_is_named(run_dir):
