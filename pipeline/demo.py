@@ -17,6 +17,7 @@ from pathlib import Path
 
 from configs.demo_schema import DemoConfig
 from configs.errors import RunStopped, UserError
+from pipeline.demo_record import DemoRecord
 from pipeline.ray_head import ray_head
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -49,19 +50,24 @@ def run_demo(config: DemoConfig) -> None:
         return [path, "--config", str(configs / settings), "--output", str(folder)]
 
     os.environ.update(_KEEP_MEMORY)  # of the parts, and of the actors that the Ray head starts
+    record = DemoRecord(output, config.cpus)
+    launch = [_tool("accelerate"), "launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
+    launch += [f"--num_cpu_threads_per_process={config.cpus}"]  # not told, it lets the trainer have one
+    launch += ["--dynamo_backend=no"]
     with _signals_raise():
-        with ray_head(num_cpus=config.cpus) as head:
-            submit = [_tool("ray"), "job", "submit", "--address", head.jobs, "--working-dir", "."]
-            _run([*submit, "--", "python", *script("stages/generate_pairs.py", "pairs.yaml", pairs)])
-        launch = [_tool("accelerate"), "launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
-        launch += [f"--num_cpu_threads_per_process={config.cpus}"]  # not told, it lets the trainer have one
-        launch += ["--dynamo_backend=no"]
-        warm_up = script("trainer/run.py", "train_regression.yaml", regression)
-        _run([*launch, *warm_up, "--data.pairs", str(pairs)])
-        train = script("trainer/run.py", "train.yaml", run)
-        _run([*launch, *train, "--data.pairs", str(pairs), "--init_from", str(regression)])
-        evaluate = script("stages/evaluate.py", "evaluate.yaml", evaluation)
-        _run([sys.executable, *evaluate, "--student", str(run)])
+        generate = ["--working-dir", ".", "--", "python", *script("stages/generate_pairs.py", "pairs.yaml", pairs)]
+        with record.part("pairs", ["ray", "job", "submit", *generate]), ray_head(num_cpus=config.cpus) as head:
+            _run([_tool("ray"), "job", "submit", "--address", head.jobs, *generate])
+        learn = [*launch, *script("trainer/run.py", "train_regression.yaml", regression), "--data.pairs", str(pairs)]
+        with record.part("regression", learn):
+            _run(learn)
+        train = [*launch, *script("trainer/run.py", "train.yaml", run), "--data.pairs", str(pairs)]
+        train += ["--init_from", str(regression)]
+        with record.part("distribution matching", train):
+            _run(train)
+        evaluate = [sys.executable, *script("stages/evaluate.py", "evaluate.yaml", evaluation), "--student", str(run)]
+        with record.part("evaluation", evaluate):
+            _run(evaluate)
     minutes = (time.monotonic() - started) / 60
     print(f"\n{minutes:.1f} minutes; open {evaluation}/report.html; remove everything with rm -r {output}")
 

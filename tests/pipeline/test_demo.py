@@ -1,5 +1,6 @@
 """The demo, reduced: a Ray job, accelerate launch, an export, an evaluation; then again, and stopped in the middle."""
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from diffusers import DiffusionPipeline
 from support import stage
 from support.toy import samples
 
+from pipeline.demo_record import DemoTimes
 from pipeline.noise import noise
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.members import decode_image
@@ -102,6 +104,17 @@ def test_the_last_line_names_the_report_and_it_is_there(demo):
     page = (output / "evaluation/report.html").read_text()
     assert "student" in page
     assert "teacher" in page
+
+
+def test_the_folder_says_what_each_part_took(demo):
+    output, _ = demo
+    times = DemoTimes.model_validate_json((output / "demo.json").read_bytes())
+    assert list(times.parts) == ["pairs", "regression", "distribution matching", "evaluation"]
+    assert all(part.done and part.seconds > 1 for part in times.parts.values())
+    assert times.peak_memory_bytes > 500 << 20  # torch alone is that large, in whichever process
+    page = (output / "README.md").read_text()
+    for linked in re.findall(r"\]\((.+?)\)", page):
+        assert (output / linked).exists()
 
 
 def test_again_it_computes_nothing(demo, configs):

@@ -1,0 +1,83 @@
+"""What the demo's parts took: summed until a part is done, kept afterwards; memory of all processes at once."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import demo_record
+from pipeline.demo_record import DemoRecord, DemoTimes, PeakMemory
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(demo_record.time, "monotonic", lambda: self.now)
+
+
+def run(folder, clock, name, seconds, error=None):
+    record = DemoRecord(folder, 2)
+    with record.part(name, ["do", name]):
+        clock.now += seconds
+        if error is not None:
+            raise error
+
+
+def minutes(folder, name):
+    (line,) = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith(f"| {name} |")]
+    _, _, minutes, done, command, _ = (cell.strip() for cell in line.split("|"))
+    assert command == f"`do {name}`"
+    return float(minutes), done
+
+
+def test_the_time_of_a_part_is_that_of_all_its_runs_until_it_is_done(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, clock, "pairs", 60, KeyboardInterrupt())
+    assert minutes(tmp_path, "pairs") == (1.0, "not done")
+    run(tmp_path, clock, "pairs", 120)
+    run(tmp_path, clock, "training", 600)
+    assert minutes(tmp_path, "pairs") == (3.0, "")
+    assert "Together 13.0 minutes with 2 CPUs" in (tmp_path / "README.md").read_text()
+
+
+def test_a_part_that_is_done_is_not_counted_again_unless_its_work_was(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    run(tmp_path, clock, "pairs", 120)
+    run(tmp_path, clock, "pairs", 6)
+    assert minutes(tmp_path, "pairs") == (2.0, "")
+    with pytest.raises(RuntimeError):
+        run(tmp_path, clock, "pairs", 6, RuntimeError())
+    assert minutes(tmp_path, "pairs") == (2.0, "")
+    run(tmp_path, clock, "pairs", 180)
+    assert minutes(tmp_path, "pairs") == (3.0, "")
+
+
+def test_a_damaged_record_is_begun_anew(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    (tmp_path / "demo.json").write_text("{")
+    run(tmp_path, clock, "pairs", 60)
+    times = DemoTimes.model_validate_json((tmp_path / "demo.json").read_bytes())
+    assert times.parts["pairs"].seconds == 60
+
+
+def test_memory_is_that_of_a_process_and_its_grandchildren(monkeypatch):
+    monkeypatch.setattr(demo_record, "_SAMPLE_EVERY_S", 0.02)
+    hold = "import sys; held = bytearray(b'x' * {bytes}); print(flush=True); sys.stdin.read()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold.format(bytes=100 << 20)!r}])"
+    with PeakMemory() as alone:
+        pass
+    with (
+        PeakMemory() as peak,
+        subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        assert process.stdout is not None
+        process.stdout.readline()
+        deadline = time.monotonic() + 30
+        while peak.bytes < alone.bytes + (100 << 20) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.communicate()
+    assert 100 << 20 < peak.bytes - alone.bytes < 200 << 20
