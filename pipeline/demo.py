@@ -35,7 +35,7 @@ def run_demo(config: DemoConfig) -> None:
     """Make pairs, train on them in two phases, evaluate, and say where the report is.
 
     Raises:
-        UserError: a part's config is not there; nothing was started.
+        UserError: a part's config is not there, or the output can be no folder; nothing was started.
         RunStopped: a part failed; its own message is above.
     """
     output = Path(config.output).absolute()

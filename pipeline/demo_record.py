@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -57,12 +57,15 @@ class DemoRecord:
     Args:
         folder: of the demo; made when the first part has ended.
         cpus: as the demo was told.
+
+    Raises:
+        UserError: ``folder`` is no folder, nor can it be one.
     """
 
     def __init__(self, folder: Path, cpus: int) -> None:
-        self._folder = folder
+        self._storage = Storage.open(str(folder))
         try:
-            times = DemoTimes.model_validate_json((folder / RECORD).read_bytes())
+            times = DemoTimes.model_validate_json(self._storage.read(RECORD))
         except (FileNotFoundError, ValidationError):  # nothing depends on it: a damaged one is begun anew
             times = DemoTimes(cpus=cpus, code_revision="", parts={})
         self.times = times.model_copy(update={"cpus": cpus, "code_revision": code_revision()})
@@ -85,12 +88,12 @@ class DemoRecord:
             memory = max(self.times.peak_memory_bytes, peak.bytes)
             parts = {**self.times.parts, name: part}
             self.times = self.times.model_copy(update={"parts": parts, "peak_memory_bytes": memory})
-            self._write()
+            with suppress(OSError):  # where it cannot be written, a part has failed, and its message says why
+                self._write()
 
     def _write(self) -> None:
-        storage = Storage.open(str(self._folder))
-        storage.write(RECORD, self.times.model_dump_json(indent=1).encode())
-        storage.write(PAGE, _page(self.times).encode())
+        self._storage.write(RECORD, self.times.model_dump_json(indent=1).encode())
+        self._storage.write(PAGE, _page(self.times).encode())
 
 
 class PeakMemory:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from configs.errors import UserError
 from pipeline import demo_record
 from pipeline.demo_record import DemoRecord, DemoTimes, PeakMemory
 
@@ -62,6 +63,23 @@ def test_a_damaged_record_is_begun_anew(tmp_path, monkeypatch):
     run(tmp_path, clock, "pairs", 60)
     times = DemoTimes.model_validate_json((tmp_path / "demo.json").read_bytes())
     assert times.parts["pairs"].seconds == 60
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file"):
+        DemoRecord(tmp_path / "file", 2)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_on_a_full_disk_the_word_is_the_failed_part_s(tmp_path, monkeypatch):
+    def write(*args):
+        raise OSError(28, "No space left on device")
+
+    record = DemoRecord(tmp_path, 2)
+    monkeypatch.setattr(record._storage, "write", write)
+    with pytest.raises(RuntimeError, match="failed"), record.part("pairs", ["do"]):
+        raise RuntimeError("failed")
 
 
 def test_memory_is_that_of_a_process_and_its_grandchildren(monkeypatch):
