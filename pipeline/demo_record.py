@@ -37,6 +37,8 @@ class Part(Model):
     """What it took until it was done."""
     done: bool = False
     """Whether it has come to its end."""
+    peak_memory_bytes: NonNegativeInt = 0
+    """The most that all processes of the demo had at once during it, in any of its runs."""
 
 
 class DemoTimes(Model):
@@ -46,8 +48,6 @@ class DemoTimes(Model):
     """CPUs of Ray, and threads of the training."""
     code_revision: str
     """Of the run that made the record last."""
-    peak_memory_bytes: NonNegativeInt = 0
-    """The most that all processes of the demo had at once, in any of its runs."""
     parts: dict[str, Part]
     """By name, in the order in which they were begun."""
 
@@ -85,10 +85,9 @@ class DemoRecord:
             seconds = time.monotonic() - started
             # Done before, it was run for nothing: unless it took longer, because what it had made was removed.
             total = max(before.seconds, seconds) if before.done else before.seconds + seconds
-            part = Part(command=" ".join(command), seconds=total, done=done)
-            memory = max(self.times.peak_memory_bytes, peak.bytes)
-            parts = {**self.times.parts, name: part}
-            self.times = self.times.model_copy(update={"parts": parts, "peak_memory_bytes": memory})
+            memory = max(before.peak_memory_bytes, peak.bytes)
+            part = Part(command=" ".join(command), seconds=total, done=done, peak_memory_bytes=memory)
+            self.times = self.times.model_copy(update={"parts": {**self.times.parts, name: part}})
             with suppress(OSError):  # where it cannot be written, a part has failed, and its message says why
                 self._write()
 
@@ -137,11 +136,13 @@ def _memory(process: psutil.Process) -> int:
 
 def _page(times: DemoTimes) -> str:
     rows = [
-        f"| {name} | {part.seconds / 60:.1f} | {'' if part.done else 'not done'} | `{part.command}` |"
+        f"| {name} | {part.seconds / 60:.1f} | {part.peak_memory_bytes / 2**30:.1f} "
+        f"| {'' if part.done else 'not done'} | `{part.command}` |"
         for name, part in times.parts.items()
     ]
     total = sum(part.seconds for part in times.parts.values()) / 60
-    parts = "\n".join(["| part | minutes | | command |", "|---|---:|---|---|", *rows])
+    memory = max((part.peak_memory_bytes for part in times.parts.values()), default=0) / 2**30
+    parts = "\n".join(["| part | minutes | GiB | | command |", "|---|---:|---:|---|---|", *rows])
     return f"""# The demo
 
 [evaluation/report.html](evaluation/report.html) shows what the student is worth beside its teacher;
@@ -150,6 +151,6 @@ folder, and everything is gone.
 
 {parts}
 
-Together {total:.1f} minutes with {times.cpus} CPUs, and at most {times.peak_memory_bytes / 2**30:.1f} GiB of memory at
-once, over all processes. Made with {times.code_revision}.
+Together {total:.1f} minutes with {times.cpus} CPUs, and at most {memory:.1f} GiB of memory at once, over all
+processes. Made with {times.code_revision}.
 """

@@ -111,7 +111,7 @@ def test_the_folder_says_what_each_part_took(demo):
     times = DemoTimes.model_validate_json((output / "demo.json").read_bytes())
     assert list(times.parts) == ["pairs", "regression", "distribution matching", "evaluation"]
     assert all(part.done and part.seconds > 1 for part in times.parts.values())
-    assert times.peak_memory_bytes > 500 << 20  # torch alone is that large, in whichever process
+    assert all(part.peak_memory_bytes > 200 << 20 for part in times.parts.values())  # torch alone is that large
     page = (output / "README.md").read_text()
     for linked in re.findall(r"\]\((.+?)\)", page):
         assert (output / linked).exists()

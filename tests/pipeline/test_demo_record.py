@@ -29,7 +29,7 @@ def run(folder, clock, name, seconds, error=None):
 
 def minutes(folder, name):
     (line,) = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith(f"| {name} |")]
-    _, _, minutes, done, command, _ = (cell.strip() for cell in line.split("|"))
+    _, _, minutes, _, done, command, _ = (cell.strip() for cell in line.split("|"))
     assert command == f"`do {name}`"
     return float(minutes), done
 
@@ -55,6 +55,14 @@ def test_a_part_that_is_done_is_not_counted_again_unless_its_work_was(tmp_path, 
     assert minutes(tmp_path, "pairs") == (2.0, "")
     run(tmp_path, clock, "pairs", 180)
     assert minutes(tmp_path, "pairs") == (3.0, "")
+
+
+def test_the_memory_of_a_part_is_the_most_of_its_runs(tmp_path, monkeypatch):
+    for megabytes in (900, 300):
+        monkeypatch.setattr(demo_record, "_memory", lambda process, size=megabytes << 20: size)
+        run(tmp_path, Clock(monkeypatch), "pairs", 60)
+    assert "| pairs | 1.0 | 0.9 |" in (tmp_path / "README.md").read_text()
+    assert "at most 0.9 GiB" in (tmp_path / "README.md").read_text()
 
 
 def test_a_damaged_record_is_begun_anew(tmp_path, monkeypatch):
@@ -84,7 +92,7 @@ def test_on_a_full_disk_the_word_is_the_failed_part_s(tmp_path, monkeypatch):
 
 def test_memory_is_that_of_a_process_and_its_grandchildren(monkeypatch):
     monkeypatch.setattr(demo_record, "_SAMPLE_EVERY_S", 0.02)
-    hold = "import sys; held = bytearray(b'x' * {bytes}); print(flush=True); sys.stdin.read()"
+    hold = "import sys; held = b'x' * {bytes}; print(flush=True); sys.stdin.read()"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold.format(bytes=100 << 20)!r}])"
     with PeakMemory() as alone:
         pass
