@@ -56,17 +56,18 @@ def run_demo(config: DemoConfig) -> None:
     launch += ["--dynamo_backend=no"]
     with _signals_raise():
         generate = ["--working-dir", ".", "--", "python", *script("stages/generate_pairs.py", "pairs.yaml", pairs)]
-        with record.part("pairs", ["ray", "job", "submit", *generate]), ray_head(num_cpus=config.cpus) as head:
+        typed = ["ray", "job", "submit", *generate]
+        with record.part("pairs", typed, "pairs/README.md"), ray_head(num_cpus=config.cpus) as head:
             _run([_tool("ray"), "job", "submit", "--address", head.jobs, *generate])
         learn = [*launch, *script("trainer/run.py", "train_regression.yaml", regression), "--data.pairs", str(pairs)]
-        with record.part("regression", learn):
+        with record.part("regression", learn, "regression/README.md"):
             _run(learn)
         train = [*launch, *script("trainer/run.py", "train.yaml", run), "--data.pairs", str(pairs)]
         train += ["--init_from", str(regression)]
-        with record.part("distribution matching", train):
+        with record.part("distribution matching", train, "run/README.md"):
             _run(train)
         evaluate = [sys.executable, *script("stages/evaluate.py", "evaluate.yaml", evaluation), "--student", str(run)]
-        with record.part("evaluation", evaluate):
+        with record.part("evaluation", evaluate, "evaluation/report.html"):
             _run(evaluate)
     minutes = (time.monotonic() - started) / 60
     print(f"\n{minutes:.1f} minutes; open {evaluation}/report.html; remove everything with rm -r {output}")

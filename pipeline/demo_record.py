@@ -32,7 +32,9 @@ class Part(Model):
     """One command of the demo."""
 
     command: str
-    """As it was typed."""
+    """As a user would type it."""
+    page: str
+    """What it leaves to be looked at, relative to the demo's folder."""
     seconds: NonNegativeFloat = 0.0
     """What it took until it was done."""
     done: bool = False
@@ -59,6 +61,9 @@ class DemoRecord:
         folder: of the demo; made when the first part has ended.
         cpus: as the demo was told.
 
+    Attributes:
+        times: the record so far.
+
     Raises:
         UserError: ``folder`` is no folder, nor can it be one.
     """
@@ -72,9 +77,15 @@ class DemoRecord:
         self.times = times.model_copy(update={"cpus": cpus, "code_revision": code_revision()})
 
     @contextmanager
-    def part(self, name: str, command: Sequence[str]) -> Generator[None]:
-        """Around a part: its time and memory go into the record, also after an exception."""
-        before = self.times.parts.get(name, Part(command=""))
+    def part(self, name: str, command: Sequence[str], page: str) -> Generator[None]:
+        """Around a part: its time and memory go into the record, also after an exception.
+
+        Args:
+            name: of the part, the same in every run.
+            command: as a user would type it.
+            page: what it leaves to be looked at, relative to the folder; linked once the part is done.
+        """
+        before = self.times.parts.get(name, Part(command="", page=""))
         started, done = time.monotonic(), before.done
         peak = PeakMemory()
         try:
@@ -86,7 +97,7 @@ class DemoRecord:
             # Done before, it was run for nothing: unless it took longer, because what it had made was removed.
             total = max(before.seconds, seconds) if before.done else before.seconds + seconds
             memory = max(before.peak_memory_bytes, peak.bytes)
-            part = Part(command=" ".join(command), seconds=total, done=done, peak_memory_bytes=memory)
+            part = Part(command=" ".join(command), page=page, seconds=total, done=done, peak_memory_bytes=memory)
             self.times = self.times.model_copy(update={"parts": {**self.times.parts, name: part}})
             with suppress(OSError):  # where it cannot be written, a part has failed, and its message says why
                 self._write()
@@ -135,22 +146,23 @@ def _memory(process: psutil.Process) -> int:
 
 
 def _page(times: DemoTimes) -> str:
-    rows = [
-        f"| {name} | {part.seconds / 60:.1f} | {part.peak_memory_bytes / 2**30:.1f} "
-        f"| {'' if part.done else 'not done'} | `{part.command}` |"
-        for name, part in times.parts.items()
-    ]
+    rows = [_row(name, part) for name, part in times.parts.items()]
     total = sum(part.seconds for part in times.parts.values()) / 60
     memory = max((part.peak_memory_bytes for part in times.parts.values()), default=0) / 2**30
     parts = "\n".join(["| part | minutes | GiB | | command |", "|---|---:|---:|---|---|", *rows])
     return f"""# The demo
 
-[evaluation/report.html](evaluation/report.html) shows what the student is worth beside its teacher;
-[run/README.md](run/README.md) is about its training, [pairs/README.md](pairs/README.md) about the pairs. Remove this
-folder, and everything is gone.
+Each part that is done is a link to its page; that of the evaluation shows what the student is worth beside its teacher.
+The same command goes on with what is not done. Remove this folder, and everything is gone.
 
 {parts}
 
 Together {total:.1f} minutes with {times.cpus} CPUs, and at most {memory:.1f} GiB of memory at once, over all
 processes. Made with {times.code_revision}.
 """
+
+
+def _row(name: str, part: Part) -> str:
+    shown, state = (f"[{name}]({part.page})", "") if part.done else (name, "not done")
+    memory = part.peak_memory_bytes / 2**30
+    return f"| {shown} | {part.seconds / 60:.1f} | {memory:.1f} | {state} | `{part.command}` |"

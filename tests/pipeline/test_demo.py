@@ -113,8 +113,9 @@ def test_the_folder_says_what_each_part_took(demo):
     assert all(part.done and part.seconds > 1 for part in times.parts.values())
     assert all(part.peak_memory_bytes > 200 << 20 for part in times.parts.values())  # torch alone is that large
     page = (output / "README.md").read_text()
-    for linked in re.findall(r"\]\((.+?)\)", page):
-        assert (output / linked).exists()
+    linked = re.findall(r"\]\((.+?)\)", page)
+    assert linked == ["pairs/README.md", "regression/README.md", "run/README.md", "evaluation/report.html"]
+    assert all((output / path).exists() for path in linked)
 
 
 def test_again_it_computes_nothing(demo, configs):

@@ -21,16 +21,18 @@ class Clock:
 
 def run(folder, clock, name, seconds, error=None):
     record = DemoRecord(folder, 2)
-    with record.part(name, ["do", name]):
+    with record.part(name, ["do", name], f"{name}/README.md"):
         clock.now += seconds
         if error is not None:
             raise error
 
 
 def minutes(folder, name):
-    (line,) = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith(f"| {name} |")]
-    _, _, minutes, _, done, command, _ = (cell.strip() for cell in line.split("|"))
+    page = (folder / "README.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith((f"| {name} |", f"| [{name}]"))]
+    _, shown, minutes, _, done, command, _ = (cell.strip() for cell in line.split("|"))
     assert command == f"`do {name}`"
+    assert shown == (name if done == "not done" else f"[{name}]({name}/README.md)")  # no link to what is not there
     return float(minutes), done
 
 
@@ -61,7 +63,7 @@ def test_the_memory_of_a_part_is_the_most_of_its_runs(tmp_path, monkeypatch):
     for megabytes in (900, 300):
         monkeypatch.setattr(demo_record, "_memory", lambda process, size=megabytes << 20: size)
         run(tmp_path, Clock(monkeypatch), "pairs", 60)
-    assert "| pairs | 1.0 | 0.9 |" in (tmp_path / "README.md").read_text()
+    assert "| [pairs](pairs/README.md) | 1.0 | 0.9 |" in (tmp_path / "README.md").read_text()
     assert "at most 0.9 GiB" in (tmp_path / "README.md").read_text()
 
 
@@ -86,7 +88,7 @@ def test_on_a_full_disk_the_word_is_the_failed_part_s(tmp_path, monkeypatch):
 
     record = DemoRecord(tmp_path, 2)
     monkeypatch.setattr(record._storage, "write", write)
-    with pytest.raises(RuntimeError, match="failed"), record.part("pairs", ["do"]):
+    with pytest.raises(RuntimeError, match="failed"), record.part("pairs", ["do"], "pairs/README.md"):
         raise RuntimeError("failed")
 
 
