@@ -6,6 +6,7 @@ import sys
 import pytest
 from PIL import Image
 from support.forge import record
+from support.patience import PATIENCE_S
 from support.toy import toy_config
 
 from pipeline import contact_sheet
@@ -38,7 +39,7 @@ def test_the_snippet_reads_every_sample_once(root):
     text = (root / "README.md").read_text()
     snippet = text.partition("```python\n")[2].partition("```")[0]
     done = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=root, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", snippet], cwd=root, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stderr
     members = "['__key__', '__local_path__', '__url__', 'json', 'noise.npy', 'png', 'txt', 'x0.npy']"

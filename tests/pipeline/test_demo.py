@@ -12,6 +12,7 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 from support import stage
+from support.patience import PATIENCE_S
 from support.toy import samples
 
 from pipeline.demo_record import DemoTimes
@@ -141,8 +142,8 @@ def test_stopped_at_work_it_leaves_no_process(configs, tmp_path, number):
         stage.wait_for_commits(tmp_path / "out/pairs", 1, process)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        process.wait(60)
-        deadline = time.monotonic() + 30
+        process.wait(PATIENCE_S)
+        deadline = time.monotonic() + PATIENCE_S
         while alive := [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
             assert time.monotonic() < deadline, alive
             time.sleep(0.1)

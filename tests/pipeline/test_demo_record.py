@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from support.patience import PATIENCE_S
 
 from configs.errors import UserError
 from pipeline import demo_record
@@ -119,7 +120,7 @@ def test_memory_is_that_of_a_process_and_its_grandchildren(monkeypatch):
     ):
         assert process.stdout is not None
         process.stdout.readline()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while peak.bytes < alone.bytes + (100 << 20) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.communicate()

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from support.patience import PATIENCE_S
 
 from configs.errors import RunStopped, UserError
 from pipeline.lease import Lease
@@ -76,7 +77,7 @@ def test_the_heartbeat_outlives_storage_trouble(storage, monkeypatch):
             patched.setattr(Storage, "write", lambda *_: (_ for _ in ()).throw(UserError("access denied")))
             time.sleep(3 * PERIOD)
         before = json.loads(storage.read(LEASE))["beat"]
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while json.loads(storage.read(LEASE))["beat"] == before and time.monotonic() < deadline:
             time.sleep(PERIOD / 4)
         assert json.loads(storage.read(LEASE))["beat"] > before
@@ -85,7 +86,7 @@ def test_the_heartbeat_outlives_storage_trouble(storage, monkeypatch):
 def test_a_deleted_lease_is_taken_again(storage):
     with Lease(storage, PERIOD) as lease:
         storage.delete(LEASE)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while not storage.exists(LEASE) and time.monotonic() < deadline:
             time.sleep(PERIOD / 4)
         lease.check()
@@ -108,7 +109,7 @@ def test_a_run_that_lost_its_lease_is_told_so(storage):
     with Lease(storage, PERIOD) as lease:
         lease.check()
         foreign(storage)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while lease._lost is None and time.monotonic() < deadline:
             time.sleep(PERIOD / 4)
         with pytest.raises(RunStopped, match="process 1 on elsewhere has taken this output over"):

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 from support import stage
+from support.patience import PATIENCE_S
 from support.small_disk import small_disk
 from support.toy import files, shard_bytes, toy_config
 
@@ -81,7 +82,7 @@ def test_a_killed_actor_costs_at_most_its_shards(truth, head, tmp_path):
     stage.wait_for_commits(root, 1, process)
     victim = actors_of(head)[0]
     victim.send_signal(signal.SIGKILL)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err + out
     assert shard_bytes(root) == truth[1]
     assert 1 <= report(root)["retries_by_cause"]["worker died"] <= 2
@@ -93,7 +94,7 @@ def test_a_stopped_and_then_a_killed_driver_are_resumed_by_the_same_command(trut
     process = stage.start(*generate(truth, root), ray_address=head.address)
     stage.wait_for_commits(root, 2, process)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "stopped: on request" in err
     assert not (root / "lease.json").exists()
@@ -133,7 +134,7 @@ def test_of_two_drivers_the_second_steps_back(truth, head, tmp_path):
     long = generate(truth, root, "--spec.sampler.steps", 20_000)
     first, second = (stage.start(*long, ray_address=head.address) for _ in range(2))
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while first.poll() is None and second.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         loser, winner = (first, second) if first.poll() is not None else (second, first)
@@ -199,7 +200,7 @@ def test_ray_job_submit_with_three_actors_gives_the_same_shards(truth, head, tmp
         cwd=stage.ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support.patience import PATIENCE_S
 
 SCRIPT = str(Path(__file__).parents[2] / "stages/prepare_prompts.py")
 
@@ -56,7 +57,11 @@ def test_make_again_and_refuse(run: Callable[..., tuple[int, str, str]], tmp_pat
 
 def test_help_needs_no_heavy_library_and_no_repository_on_the_path(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-X", "importtime", SCRIPT, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-X", "importtime", SCRIPT, "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert result.returncode == 0
     assert "--prompts.path" in result.stdout

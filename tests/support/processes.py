@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import psutil
+from support.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,9 +52,9 @@ def kill_tree(process: "subprocess.Popen[str]") -> None:
     process.wait()
 
 
-def wait_for(path: Path, process: "subprocess.Popen[str]", timeout_s: float = 240) -> None:
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
     """Wait until a file is there while a process runs."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE_S
     while not path.exists():
         assert process.poll() is None, f"ended early:\n{process.communicate()}"
         assert time.monotonic() < deadline, f"no {path}"

@@ -10,6 +10,7 @@ from pipeline.shards.layout import IndexRow, key
 from pipeline.shards.records import Timing
 from pipeline.shards.storage import Storage
 from pipeline.shards.writer import ShardWriter, commit_shard
+from tests.support.patience import PATIENCE_S
 
 TIMING = Timing(
     attempt=1, host="", device="", started="", sample_seconds=0, total_seconds=0, code_revision="", versions={}
@@ -47,9 +48,9 @@ def race(root: str, scratch: Path, num_processes: int, num_shards: int) -> list[
     ]
     for process in processes:
         process.start()
-    said = [results.get(timeout=240) for _ in range(num_processes * num_shards)]
+    said = [results.get(timeout=PATIENCE_S) for _ in range(num_processes * num_shards)]
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=PATIENCE_S)
         assert process.exitcode == 0
     return [[(sha256, is_own) for at, sha256, is_own in said if at == shard] for shard in range(num_shards)]
 
@@ -69,6 +70,6 @@ def _commit_all(
         with ShardWriter(scratch / f"{number}-{shard}.tar") as writer:
             writer.add(ROW, {"txt": str(number).encode() * 300})
             written = writer.finish()
-            barrier.wait(timeout=240)
+            barrier.wait(timeout=PATIENCE_S)
             commit = commit_shard(storage, "0" * 64, shard, written, TIMING)
             results.put((shard, commit.sha256, commit.sha256 == written.sha256))

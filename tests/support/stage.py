@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from support.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,7 +35,7 @@ def run(stage: str, *arguments: object, ray_address: str | None = None) -> "subp
     """Run a stage to its end."""
     process = start(stage, *arguments, ray_address=ray_address)
     try:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=PATIENCE_S)
     finally:
         kill(process)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -48,9 +50,9 @@ def kill(process: "subprocess.Popen[str]") -> None:
     process.wait()
 
 
-def wait_for_commits(root: Path, count: int, process: "subprocess.Popen[str]", timeout_s: float = 120) -> None:
+def wait_for_commits(root: Path, count: int, process: "subprocess.Popen[str]") -> None:
     """Wait until at least ``count`` shards are committed while ``process`` runs."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE_S
     while len(list((root / "commits").glob("*.json"))) < count:
         assert process.poll() is None, f"ended early:\n{process.communicate()}"
         assert time.monotonic() < deadline, "no progress"

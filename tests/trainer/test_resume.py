@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from support.patience import PATIENCE_S
 from support.processes import kill_tree, start_trainer, wait_for
 from support.training import metrics, tensors, train_config, train_settings, write_config
 
@@ -29,7 +30,7 @@ def two_processes(trained_on, tmp_path_factory):
 
 
 def finish(process):
-    _, err = process.communicate(timeout=280)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import forge
+from support.patience import PATIENCE_S
 from support.processes import ROOT, start_trainer, wait_for
 from support.training import make_pairs, metrics, train_config, train_settings, write_config
 
@@ -22,7 +23,7 @@ def config_file(folder, tmp_path, **sections):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 
 import pytest
+from support.patience import PATIENCE_S
 
 from configs.errors import UserError
 from configs.schema import MixtureTeacherConfig
@@ -73,7 +74,7 @@ def test_a_record_that_is_none_is_refused(tmp_path, text):
 def hold(path, ready, release):
     with locked(path):
         ready.set()
-        release.wait(60)
+        release.wait(PATIENCE_S)
 
 
 def test_two_processes_do_not_train_in_one_directory(tmp_path):
@@ -82,7 +83,7 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path):
     other = context.Process(target=hold, args=(tmp_path, ready, release))
     other.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(PATIENCE_S)
         with pytest.raises(UserError, match="in use"), locked(tmp_path):
             pass
     finally:

@@ -41,7 +41,6 @@ def undisturbed(trained_on, tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "share",
     [ALWAYS, *(pytest.param(share, marks=pytest.mark.faults) for share in (0.0005, 0.005, 0.05, 0.3, 0.8, 0.9, 0.97))],

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from faults.chaos.ledger import Entry
 from faults.chaos.run_content import content, differing
+from support.patience import PATIENCE_S
 from support.processes import kill_tree, start_trainer, wait_for
 from support.training import train_settings, write_config
 
@@ -38,7 +39,7 @@ def launched(request, config, tmp_path_factory):
 
 def ended(process):
     """Exit code, output and errors; waits for all that hold them, orphans of a launcher too."""
-    out, err = process.communicate(timeout=800)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err
 
 
@@ -54,7 +55,7 @@ def at_a_moment(rng, process, run_dir):
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
     if not suffix:
-        wait_for(run_dir / "checkpoints" / f"step_{step:07d}", process, timeout_s=800)
+        wait_for(run_dir / "checkpoints" / f"step_{step:07d}", process)
     time.sleep(rng.uniform(0, 0.05))
 
 
@@ -90,7 +91,6 @@ def kill_one(rng, process):
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(2))
 def test_whatever_happens_to_a_launcher_the_run_ends_the_same(launched, ledger, tmp_path, seed):
     start, undisturbed = launched

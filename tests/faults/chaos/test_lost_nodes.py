@@ -43,7 +43,6 @@ def connected(cluster, monkeypatch):
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
 def test_the_loss_of_all_nodes_is_waited_out(connected, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_executor, "_MAX_FAILED_LOADS", 2)  # as many as there are actors, not ten, to save time
     runtime = PairsRuntime(wait_for_resources_s=600)

@@ -50,7 +50,6 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize(
     "seed", [seed if seed in ALWAYS else pytest.param(seed, marks=pytest.mark.faults) for seed in SEEDS]
 )
-@pytest.mark.timeout(1800)
 def test_whatever_is_killed_the_dataset_is_the_same(undisturbed, cluster, ledger, tmp_path, seed):
     path, config, truth = undisturbed
     root, temp = tmp_path / "root", tmp_path / "temp"

@@ -48,7 +48,6 @@ def fatal_changes(rng):
         yield rng.randrange(1, NUM_CHANGES // 2)
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "seed", [seed if seed in ALWAYS else pytest.param(seed, marks=pytest.mark.faults) for seed in SEEDS]
 )

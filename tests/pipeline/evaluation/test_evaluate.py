@@ -12,6 +12,7 @@ import pytest
 import torch
 from cleanfid import fid
 from support import evaluation, tiny_sd
+from support.patience import PATIENCE_S
 from support.pictures import pictures as make_pictures
 from support.pictures import save_pictures
 from support.toy import samples
@@ -191,7 +192,7 @@ def test_a_shard_is_scored_while_the_next_is_drawn(world, tmp_path, monkeypatch)
         return sample(*arguments, sample_ids=sample_ids, **options)
 
     def measuring(worker, shard, attempt=1):
-        assert next_is_drawn.wait(60), "scored before anything else went on"
+        assert next_is_drawn.wait(PATIENCE_S), "scored before anything else went on"
         return measure(worker, shard, attempt)
 
     monkeypatch.setattr(StableDiffusionTeacher, "sample", sampling)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import stage
+from support.patience import PATIENCE_S
 from support.toy import files, samples
 
 from configs.errors import RunStopped, UserError
@@ -133,7 +134,7 @@ def test_the_next_batches_are_decoded_while_the_scorer_works(dataset, monkeypatc
     class Waiting(Brightness):
         def __call__(self, images, prompts):
             if not waited:  # more images than those it was given come in while it holds the device
-                waited.append(all(decoded.acquire(timeout=60) for _ in range(len(images) + 3)))
+                waited.append(all(decoded.acquire(timeout=PATIENCE_S) for _ in range(len(images) + 3)))
             return super().__call__(images, prompts)
 
     monkeypatch.setattr(score_worker, "decode_image", decode)
@@ -253,7 +254,7 @@ def wait_for_tables(root: Path, count: int, process) -> None:
 
 
 def finish(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out + err
 
 

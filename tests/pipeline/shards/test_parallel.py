@@ -1,6 +1,7 @@
 import threading
 
 import pytest
+from support.patience import PATIENCE_S
 
 from pipeline.shards.parallel import parallel_map
 
@@ -21,7 +22,7 @@ def test_results_come_in_order_and_few_are_under_way():
 
 
 def test_several_are_under_way_at_once():
-    barrier = threading.Barrier(3, timeout=30)
+    barrier = threading.Barrier(3, timeout=PATIENCE_S)
     assert len(list(parallel_map(lambda _: barrier.wait(), range(3), 3))) == 3
 
 
@@ -32,7 +33,7 @@ def test_the_first_error_ends_it_and_what_waits_is_dropped():
         calls.append(i)
         if i == 0:
             raise OSError("the first one")
-        assert release.wait(30)  # 1 and 2 keep both threads busy, so that 3 waits
+        assert release.wait(PATIENCE_S)  # 1 and 2 keep both threads busy, so that 3 waits
 
     timer = threading.Timer(0.5, release.set)  # the map does not return before those that run have ended
     timer.start()

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from support.patience import PATIENCE_S
 from support.toy import PROMPTS, toy_config
 
 from pipeline.generate import generate_pairs
@@ -59,7 +60,7 @@ ray.init({head.address!r}, log_to_driver=False, configure_logging=False)
 rows = ray.data.read_webdataset({shards!r}).take_all()
 sys.stdout.buffer.write(b"ROWS" + pickle.dumps([dict(row) for row in rows]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=240, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr.decode()
     rows = pickle.loads(done.stdout.partition(b"ROWS")[2])
     check([named(row | {"png": np.asarray(row["png"])}) for row in rows])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.forge import flip
 from support.latents import write_latents
+from support.patience import PATIENCE_S
 
 from configs.errors import RunStopped, UserError
 from pipeline.shards import shard_cache
@@ -184,7 +185,7 @@ def test_two_processes_at_once_download_once(remote, tmp_path):
     ]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
-    said = [process.communicate("go\n", timeout=60)[0].split("\n")[:-1] for process in processes]
+    said = [process.communicate("go\n", timeout=PATIENCE_S)[0].split("\n")[:-1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted(chain(*said)) == [remote.commit(shard).path for shard in range(4)]
 

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from obstore.store import S3Store
+from support.patience import PATIENCE_S
 
 from configs.errors import UserError
 from pipeline.shards.storage import Storage
@@ -254,7 +255,7 @@ def test_a_forked_child_is_refused_before_it_hangs(tmp_path: Path, state: str, c
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert result.returncode == code
     assert ("start workers by spawn instead of fork" in result.stderr) == (code == 1)
