@@ -164,7 +164,10 @@ def _locate(config: StableDiffusionTeacherConfig) -> Path:
     path = Path(config.path).expanduser()
     if path.is_dir():
         if config.revision is not None:
-            raise UserError(f"teacher.revision: only a hub id has revisions and {path} is a folder; leave it out")
+            raise UserError(
+                f"teacher.revision: only a hub id has revisions and {path} is a folder; leave it out, "
+                "or write --teacher.revision None where a file sets it"
+            )
         return path
     if config.path == builtin.NAME:
         return builtin.TEACHER

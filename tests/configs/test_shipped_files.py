@@ -10,6 +10,7 @@ from configs.encode_schema import EncodeImagesConfig
 from configs.evaluate_schema import EvaluateConfig
 from configs.load import parse
 from configs.schema import GeneratePairsConfig, PreparePromptsConfig
+from configs.score_schema import ScorePairsConfig
 from configs.train_schema import TrainConfig
 
 FOLDER = Path(configs.__file__).parent
@@ -23,6 +24,7 @@ MODELS = {
     "judge": BuiltinJudgeConfig,
     "edm": SmallEdmTeacherConfig,
     "images": EncodeImagesConfig,
+    "score": ScorePairsConfig,
 }
 """What a file is, by its name up to the first underscore."""
 _FASHION = ["--data", "/data"]
@@ -46,5 +48,6 @@ def test_there_are_some():
 def test_a_shipped_file_is_valid(path):
     kind = "train" if path.stem.startswith("v") else path.stem.partition("_")[0]  # v01 ... v12 are phases of a training
     needed = [] if path.parent.name == "toy" else NEEDED.get(kind, [])
-    config = parse(MODELS[kind], argv=["--config", str(path), "--output", "/somewhere", *needed])
-    assert str(config.output) == "/somewhere"
+    place = ["/somewhere"] if kind == "score" else ["--output", "/somewhere"]
+    config = parse(MODELS[kind], argv=["--config", str(path), *place, *needed])
+    assert str(config.root if kind == "score" else config.output) == "/somewhere"
