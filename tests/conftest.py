@@ -12,7 +12,7 @@ from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads of small tests fight over the cores
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where there are two, one that waits leaves its core to other tests
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of two, one that waits leaves its core to other tests
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would leave its workers what the tests beside them leave
 settings.register_profile("potstill", deadline=None, database=None)  # no test asserts time, nor leaves files behind
 settings.load_profile("potstill")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import UserError
 from configs.load import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +29,8 @@ def commands(path):
         parts = fenced + [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", rest)]
     for part in parts:
         for script, words in SCRIPT.findall(re.sub(r"\\\n\s*", "", part)):
-            arguments = [word for word in shlex.split(words, comments=True) if word != "..."]
-            if arguments:
+            arguments = [word for word in shlex.split(words, comments=True) if word != "&"]
+            if arguments != ["..."]:
                 yield script, arguments
 
 
@@ -42,6 +43,14 @@ def test_there_are_some_of_every_script_but_those_that_make_calls():
     assert {script for _, script, _ in GIVEN} >= scripts - by_make | {"trainer/run"}
 
 
+def mistakes(model, arguments):
+    try:
+        parse(model, argv=arguments)
+    except UserError as error:
+        return str(error).splitlines()
+    return []
+
+
 @pytest.mark.parametrize(
     ("path", "script", "arguments"), GIVEN, ids=[f"{path.relative_to(ROOT)}-{script}" for path, script, _ in GIVEN]
 )
@@ -49,4 +58,6 @@ def test_it_is_accepted(monkeypatch, path, script, arguments):
     monkeypatch.chdir(ROOT)
     module = importlib.import_module(script.replace("/", "."))
     (model,) = re.findall(r"= parse\((\w+),", Path(module.__file__).read_text())
-    parse(getattr(module, model), argv=[re.sub("^my/", "configs/sd15/", word) for word in arguments])
+    told = [re.sub("^my/", "configs/sd15/", word) for word in arguments if word != "..."]
+    found = mistakes(getattr(module, model), told)
+    assert [line for line in found if "..." not in arguments or ": missing" not in line] == []
