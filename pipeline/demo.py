@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from configs.demo_schema import DemoConfig
 from configs.errors import RunStopped, UserError
@@ -93,19 +95,30 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ask the process group to end, wait for its leader, then insist."""
+    """Ask the process group to end, wait for all of it, then insist.
+
+    The leader is a launcher, which may end at once: the trainer below it has a checkpoint to write.
+    """
     try:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(_PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        pass
+            deadline = time.monotonic() + _PATIENCE_S
+            while _alive(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
         process.wait()
+
+
+def _alive(group: int) -> bool:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 @contextmanager

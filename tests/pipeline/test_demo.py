@@ -2,6 +2,8 @@
 
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from support import stage
 from support.patience import PATIENCE_S
 from support.toy import samples
 
+import pipeline.demo as demo_module
 from pipeline.demo_record import DemoTimes
 from pipeline.noise import noise
 from pipeline.shards.dataset import Dataset
@@ -126,6 +129,24 @@ def test_again_it_computes_nothing(demo, configs):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert times(output) == before
     assert pictures(output) == seen
+
+
+SAVING = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), open(sys.argv[1], "w"), sys.exit()))
+print(flush=True)
+time.sleep(900)
+"""
+LAUNCHER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SAVING!r}, sys.argv[1]])"
+
+
+def test_what_a_launcher_has_started_may_save_before_it_is_ended(tmp_path):
+    command = [sys.executable, "-c", LAUNCHER, tmp_path / "saved"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as launcher:
+        launcher.stdout.readline()  # its child has a handler now
+        demo_module._end(launcher)
+    assert launcher.returncode == -signal.SIGTERM
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_folder_without_configs_is_refused_before_anything_starts(tmp_path):
