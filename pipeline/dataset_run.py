@@ -4,8 +4,8 @@
 the manifest and the data card are written. Whoever calls has checked everything that a user can have got wrong.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,50 +59,49 @@ class DatasetRun:
                 return
             with Lease(storage, self.runtime.lease_period_s) as lease:
                 self.store_table()
-                self._progress(dataset, lease, []).close("complete")  # the run that made the last shard was killed
-                self._finish(dataset)
+                with _reported(self._progress(dataset, lease, [])):  # the run that made the last shard did not seal
+                    summary = self._summary(dataset)
+                self._seal(dataset, summary)
             return
         executor = self.make_executor()
         try:
             dataset = Dataset.create_or_open(storage, run)
             with Lease(storage, self.runtime.lease_period_s) as lease, StopRequest().installed() as stop:
                 self.store_table()
-                self._make_missing_shards(dataset, executor, lease, stop)
-                self._finish(dataset)
+                with _reported(progress := self._progress(dataset, lease, missing := _missing(dataset))):
+                    self._make(missing, dataset, executor, progress, stop)
+                    summary = self._summary(dataset)
+                self._seal(dataset, summary)
         finally:
             executor.close()
 
-    def _make_missing_shards(
-        self, dataset: Dataset, executor: Executor[ShardResult], lease: Lease, stop: StopRequest
+    def _make(
+        self,
+        missing: list[int],
+        dataset: Dataset,
+        executor: Executor[ShardResult],
+        progress: Progress,
+        stop: StopRequest,
     ) -> None:
         runtime, run = self.runtime, dataset.run
-        missing = _missing(dataset)
         dataset.unpark()
         print(f"{dataset.storage.uri}: {len(missing)} of {run.num_shards} shards to make", flush=True)
-        progress = self._progress(dataset, lease, missing)
-        outcome = "failed"
-        try:
-            parked = drive(
-                executor,
-                missing,
-                progress,
-                stop,
-                max_errors_per_shard=runtime.max_errors_per_shard,
-                max_crashes_per_shard=runtime.max_crashes_per_shard,
-            )
-            outcome = "interrupted" if stop.requested else "parked" if parked else "complete"
-        except RunStopped as error:
-            outcome = f"stopped: {error}"
-            raise
-        finally:
-            with suppress(OSError):  # the report of a full disk may not fit on it; the cause is on its way up already
-                progress.close(outcome)
+        parked = drive(
+            executor,
+            missing,
+            progress,
+            stop,
+            max_errors_per_shard=runtime.max_errors_per_shard,
+            max_crashes_per_shard=runtime.max_crashes_per_shard,
+        )
+        progress.all_made()
         if stop.requested:
-            raise RunStopped("on request; committed shards are kept, run the same command again to go on")
+            raise _Ended("interrupted", "on request; committed shards are kept, run the same command again to go on")
         if parked:
-            raise RunStopped(
+            raise _Ended(
+                "parked",
                 f"{len(parked)} of {run.num_shards} shards are parked, reasons in {dataset.storage.uri}/parked/; "
-                "mend the cause, then run the same command again"
+                "mend the cause, then run the same command again",
             )
 
     def _progress(self, dataset: Dataset, lease: Lease, missing: list[int]) -> Progress:
@@ -110,7 +109,8 @@ class DatasetRun:
         num_done = run.spec.num_samples - sum(len(run.sample_ids(shard)) for shard in missing)
         return Progress(dataset, lease, num_done, runtime.progress_period_s, runtime.max_rejected_fraction)
 
-    def _finish(self, dataset: Dataset) -> None:
+    def _summary(self, dataset: Dataset) -> dict[str, Any]:
+        """Write the manifest; what ``SEALED.json`` is to say, of a dataset that may be sealed."""
         asked = dataset.run.spec.num_samples
         summary = write_manifest(dataset)
         num_listed = summary["num_samples"] + summary["num_rejected"]
@@ -122,6 +122,9 @@ class DatasetRun:
                 f"({summary['rejected_by_reason']}), not sealed; accept that by raising runtime.max_rejected_fraction, "
                 "or mend the cause and have their shards made again: verify_shards.py --repair --redo_rejected"
             )
+        return summary
+
+    def _seal(self, dataset: Dataset, summary: dict[str, Any]) -> None:
         self.write_card(dataset, summary)
         seal(dataset, summary)
         print(
@@ -129,6 +132,27 @@ class DatasetRun:
             f"{summary['num_shards']:,} shards, {summary['num_bytes'] / 1e6:,.1f} MB, "
             f"{summary['num_rejected']:,} rejected; see README.md there"
         )
+
+
+class _Ended(RunStopped):
+    """An end that ``report.json`` has a word for."""
+
+    def __init__(self, outcome: str, message: str) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+@contextmanager
+def _reported(progress: Progress) -> Generator[None]:
+    """Ends with ``report.json``, however it ends; that says complete of a dataset that may be, and is to be, sealed."""
+    try:
+        yield
+    except BaseException as error:
+        outcome = f"stopped: {error}" if isinstance(error, RunStopped) else "failed"
+        with suppress(OSError):  # the report of a full disk may not fit on it; the cause is on its way up already
+            progress.close(error.outcome if isinstance(error, _Ended) else outcome)
+        raise
+    progress.close("complete")
 
 
 def num_shards(num_samples: int, samples_per_shard: int) -> int:

@@ -47,6 +47,7 @@ class Progress:
         self._period_s = period_s
         self._max_rejected_fraction = max_rejected_fraction
         self._started_at, self._started = datetime.now(UTC), time.monotonic()
+        self._ended: float | None = None
         self._last_line = self._last_flush = self._started
         self._window: deque[tuple[float, int]] = deque()
         self._num_stored = 0
@@ -144,6 +145,10 @@ class Progress:
         if now - self._last_flush >= _FLUSH_EVERY_S or len(self._events) >= _FLUSH_EVERY_EVENTS:
             self.flush()
 
+    def all_made(self) -> None:
+        """From here on nothing is made: what follows is not time of making."""
+        self._ended = time.monotonic()
+
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         tqdm.write(message, file=sys.stdout)
@@ -173,7 +178,7 @@ class Progress:
 
     def report(self, outcome: str) -> dict[str, Any]:
         """Everything counted in this run."""
-        seconds = time.monotonic() - self._started
+        seconds = (self._ended or time.monotonic()) - self._started
         return {
             "outcome": outcome,
             "run": self._run_id,

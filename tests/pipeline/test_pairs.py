@@ -223,6 +223,20 @@ def test_too_many_bad_samples_stop_the_run_and_the_rest_is_made_once_the_cause_i
     assert shard_bytes(root) == shard_bytes(dataset[1])
 
 
+def test_a_report_says_complete_of_nothing_that_is_then_refused(tmp_path, monkeypatch, dataset):
+    poison(monkeypatch, torch.zeros_like, {0, 13})
+    root = tmp_path / "root"
+    generate_pairs(toy_config(root, tmp_path, runtime={"max_rejected_fraction": 0.05}))
+    assert json.loads((root / "report.json").read_bytes())["outcome"] == "complete"
+    (root / "SEALED.json").unlink()  # as if it had been killed just before
+    for _ in range(2):
+        with pytest.raises(RunStopped, match=r"2 of 40 samples are rejected .*, not sealed"):
+            generate_pairs(toy_config(root, tmp_path, runtime={"max_rejected_fraction": 0.0}))
+        assert json.loads((root / "report.json").read_bytes())["outcome"].startswith("stopped: 2 of 40 samples are")
+        (root / "commits/000004.json").unlink(missing_ok=True)  # so does a run that makes a last shard first
+    assert not (root / "SEALED.json").exists()
+
+
 def test_rejected_samples_can_be_made_again_once_the_cause_is_mended(tmp_path, monkeypatch, dataset):
     poison(monkeypatch, torch.zeros_like, {0, 13})
     generous = toy_config(tmp_path / "root", tmp_path, runtime={"max_rejected_fraction": 0.05})
