@@ -1,9 +1,9 @@
 """diffusers' ``UNet2DModel`` as F: its own forward pass, told of noise level and class in float32.
 
 What is not diffusers' own here: a class comes as a one-hot row, whose embedding is row @ weight, so that a row of zeros
-(no class) adds nothing; and the layers that are told of noise level and class stay in float32 when the others are cast.
-Dropout is left out: a frozen teacher, and a student that is a function of its noise (Yin et al. 2024, App. B), have no
-use for it.
+(no class) adds nothing; and the layers that are told of noise level and class stay in float32 when the others are cast,
+or when autocast is around them. Dropout is left out: a frozen teacher, and a student that is a function of its noise
+(Yin et al. 2024, App. B), have no use for it.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from pipeline.teachers.edm.float32_linear import Float32Linear
 from pipeline.teachers.edm.preconditioning import Backbone
 
 _TOLD = "time_emb_proj"
@@ -33,8 +34,10 @@ class DiffusersUNet(Backbone):
         self.unet = _Float32Embeddings(**arguments)
         if (classes := self.unet.class_embedding) is not None:
             self.unet.class_embedding = _OneHotEmbedding(classes.num_embeddings, classes.embedding_dim)
+        _keep_float32(self.unet.time_embedding, "linear_1", "linear_2")
         for block in self.unet.modules():
             if isinstance(block, ResnetBlock2D):
+                _keep_float32(block, _TOLD)
                 getattr(block, _TOLD).register_forward_hook(partial(_as_precise_as, block.conv1))
 
     def forward(self, x: Tensor, noise: Tensor, condition: Tensor) -> Tensor:
@@ -44,9 +47,8 @@ class DiffusersUNet(Backbone):
 
     def image_layers(self) -> Iterator[nn.Module]:
         """Convolutions, normalisations and the projections of the attention."""
-        for name, layer in self.unet.named_modules():
-            is_told = name.startswith("time_embedding.") or name.endswith(_TOLD)
-            if isinstance(layer, nn.Conv2d | nn.GroupNorm | nn.Linear) and not is_told:
+        for layer in self.unet.modules():
+            if isinstance(layer, nn.Conv2d | nn.GroupNorm | nn.Linear) and not isinstance(layer, Float32Linear):
                 yield layer
 
     def enable_gradient_checkpointing(self) -> None:
@@ -63,11 +65,20 @@ class _Float32Embeddings(UNet2DModel):
 
 class _OneHotEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
-        """(B, K) -> (B, embedding_dim)."""
-        return input @ self.weight
+        """(B, K) -> (B, embedding_dim), both float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return input @ self.weight
+
+
+def _keep_float32(module: nn.Module, *names: str) -> None:
+    """Put in the place of linear layers some that autocast leaves alone, with random weights."""
+    for name in names:
+        layer = getattr(module, name)
+        setattr(module, name, Float32Linear(layer.in_features, layer.out_features))
 
 
 def _as_precise_as(convolution: nn.Conv2d, layer: nn.Module, inputs: tuple[Tensor, ...], told: Tensor) -> Tensor:
     """What a float32 layer says, in the precision of the convolution whose output it is added to."""
-    # Under autocast it has that precision already, and the convolution's weight has not.
-    return told.to(convolution.weight.dtype) if told.dtype == torch.float32 else told
+    device = told.device.type  # under autocast that is autocast's, whatever the weight has
+    autocast = torch.is_autocast_enabled(device)
+    return told.to(torch.get_autocast_dtype(device) if autocast else convolution.weight.dtype)

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from configs.errors import UserError
 from pipeline.teachers.edm.architecture import EdmArchitecture
+from pipeline.teachers.edm.float32_linear import Float32Linear
 from pipeline.teachers.edm.preconditioning import Backbone, EdmNetwork
 
 MAX_PERIOD = 10_000
@@ -79,10 +80,10 @@ class UNet(Backbone):
 
         if classes := architecture.label_dim:
             self.map_label = (
-                nn.Linear(classes, width) if kind == "ddpm++" else nn.Linear(classes, embedding, bias=False)
+                Float32Linear(classes, width) if kind == "ddpm++" else Float32Linear(classes, embedding, bias=False)
             )
-        self.map_layer0 = nn.Linear(width, embedding)
-        self.map_layer1 = nn.Linear(embedding, embedding)
+        self.map_layer0 = Float32Linear(width, embedding)
+        self.map_layer1 = Float32Linear(embedding, embedding)
 
         def block(inputs: int, outputs: int, attention: bool, resample: Resample = None) -> Block:
             return Block(inputs, outputs, embedding, kind, attention, resample)
@@ -160,7 +161,7 @@ class UNet(Backbone):
         self._checkpoints = True
 
     def _embed(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """What blocks are told of noise level and class, (B, embedding), float32."""
+        """What blocks are told of noise level and class, (B, embedding), float32, whatever autocast is around it."""
         count = self._width // 2
         last = count - 1 if self._kind == "ddpm++" else count  # Song's frequencies reach 1 / MAX_PERIOD, Ho's do not
         steps = torch.arange(count, dtype=torch.float32, device=noise.device) / last
@@ -209,7 +210,7 @@ class Block(nn.Module):
         self._heads = (outputs // HEAD_CHANNELS if self._scales else 1) if attention else 0
         self.norm0 = _norm(inputs, kind)
         self.conv0 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.affine = nn.Linear(embedding, 2 * outputs if self._scales else outputs)
+        self.affine = Float32Linear(embedding, 2 * outputs if self._scales else outputs)
         self.norm1 = _norm(outputs, kind)
         self.conv1 = nn.Conv2d(outputs, outputs, 3, padding=1)
         # DDPM++ projects wherever it resamples; ADM only where the number of channels changes.

@@ -135,6 +135,28 @@ def test_under_autocast_coefficients_stay_float32() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_under_autocast_what_is_told_of_noise_and_class_is_the_same_to_the_last_bit(kind: str) -> None:
+    made = network(kind=KINDS[kind])
+    embeddings: list[Tensor] = []
+    projections: list[Tensor] = []
+    unet = made.model.unet
+    for layer in (unet.time_embedding.linear_1, unet.time_embedding.linear_2, unet.class_embedding):
+        layer.register_forward_hook(lambda layer, inputs, output: embeddings.append(output))
+    blocks = [layer for name, layer in unet.named_modules() if name.endswith("time_emb_proj")]
+    for layer in blocks:
+        layer.register_forward_hook(lambda layer, inputs, output: projections.append(output))
+    exact = made(*noisy(), conditions())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x0 = made(*noisy(), conditions())
+    assert not torch.equal(x0, exact)  # the layers that see the image did run in bfloat16
+    assert (len(embeddings), len(projections)) == (6, 2 * len(blocks))
+    for low, high in zip(embeddings[3:], embeddings, strict=False):
+        assert torch.equal(low, high)
+    for low, high in zip(projections[len(blocks) :], projections, strict=False):
+        assert torch.equal(low, high.bfloat16())  # rounded once, to what it is added to
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_checkpointing_changes_no_gradient(kind: str) -> None:
     def gradients(made: EdmNetwork) -> list[Tensor]:
         made(*noisy(), conditions()).square().mean().backward()

@@ -78,6 +78,22 @@ def test_under_autocast_coefficients_stay_float32() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ddpm++", "adm"])
+def test_under_autocast_what_is_told_of_noise_and_class_is_the_same_to_the_last_bit(kind: str) -> None:
+    made = network(kind)
+    told: list[Tensor] = []
+    layers = [layer for layer in made.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, inputs, output: told.append(output))
+    exact = made(*tiny_edm.noisy(SIGMAS), condition(10))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x0 = made(*tiny_edm.noisy(SIGMAS), condition(10))
+    assert not torch.equal(x0, exact)  # the layers that see the image did run in bfloat16
+    assert len(told) == 2 * len(layers)
+    for low, high in zip(told[len(layers) :], told, strict=False):
+        assert torch.equal(low, high)
+
+
+@pytest.mark.parametrize("kind", ["ddpm++", "adm"])
 def test_checkpointing_changes_no_gradient(kind: str) -> None:
     def gradients(made: EdmNetwork) -> list[Tensor]:
         made(*tiny_edm.noisy(SIGMAS), condition(10)).square().mean().backward()
