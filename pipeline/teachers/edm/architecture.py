@@ -42,8 +42,8 @@ class EdmArchitecture(Model):
     """Number of classes; 0 for an unconditional network."""
     sigma_data: PositiveFloat = 0.5
     """Standard deviation of the data that the preconditioning assumes."""
-    model_channels: PositiveInt
-    """Channels of the first level, before its multiplier."""
+    model_channels: Annotated[int, Field(ge=4, multiple_of=2)]
+    """Channels of the first level, before its multiplier; half of the noise embedding are sines, half cosines."""
     channel_mult: tuple[PositiveInt, ...]
     """Multiplier of model_channels at each level; every level halves height and width."""
     channel_mult_emb: PositiveInt = 4
@@ -118,7 +118,7 @@ class PublishedFolder:
         """The network that config.json describes."""
         from pipeline.teachers.edm.networks import empty_network
 
-        return empty_network(self.architecture, self.weights)
+        return empty_network(self.architecture, self.config)
 
     def stored(self, network: "EdmNetwork") -> "nn.Module":
         """All of it: the published names begin where the preconditioning does."""

@@ -60,7 +60,8 @@ def empty_network(architecture: EdmArchitecture, where: Path) -> EdmNetwork:
         with torch.device("meta"):
             return edm_network(architecture)
     except ValueError as error:
-        raise UserError(f"{where}: there is no such network: {error}") from None
+        # It is a normalisation's, whose groups have to be equal.
+        raise UserError(f"{where}: model_channels: there is no such network: {error}") from None
 
 
 class UNet(Backbone):

@@ -104,7 +104,9 @@ def test_folders_that_are_not_whole_or_not_ours_are_refused(folder: Path, tmp_pa
         ),
         ({"architecture": "vit"}, "architecture: Input should be 'ddpm"),
         ({"channel_mult": [1, 2, 3, 4, 5, 6]}, "img_resolution 16 cannot be halved 5 times"),
-        ({"model_channels": 9}, r"there is no such network: num_channels \(9\) must be divisible"),
+        ({"model_channels": 132}, r"config.json: model_channels: there is no such network: num_channels \(132\) must"),
+        ({"model_channels": 2}, r"config.json: .*model_channels: Input should be greater than or equal to 4"),
+        ({"model_channels": 3}, r"config.json: .*model_channels: Input should be a multiple of 2"),
     ):
         (tmp_path / CONFIG).write_text(json.dumps({**described, **change}))
         with pytest.raises(UserError, match=message):
