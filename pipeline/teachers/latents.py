@@ -6,8 +6,6 @@ The inverse of :meth:`StableDiffusionTeacher.decode`, as far as an autoencoder h
 same image has the same latent.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -17,9 +15,6 @@ from configs.schema import StableDiffusionTeacherConfig
 from pipeline.teachers.digest import weights_digest, without_volatile
 from pipeline.teachers.folder import latent_scale, open_folder
 from pipeline.teachers.stable_diffusion import read_network, vae_dtype
-
-if TYPE_CHECKING:
-    pass
 
 
 def identify_latents(config: StableDiffusionTeacherConfig, image_size: int) -> LatentSpace:
