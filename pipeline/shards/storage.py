@@ -97,7 +97,8 @@ class Storage:
         A remote root is looked at once, so that a wrong endpoint, bucket or credential is found here.
 
         Raises:
-            UserError: the root is relative, of an unknown scheme, out of reach, or access to it is denied.
+            UserError: the root is relative, of an unknown scheme, a file or below one, out of reach, or access to it is
+                denied.
         """
         scheme, separator, rest = uri.partition("://")
         if not separator or scheme == "file":
@@ -125,8 +126,9 @@ class Storage:
         if not path.startswith("/"):
             raise UserError(f"{uri}: not an absolute path; a worker's or a job's working directory is another one")
         root = Path(os.path.normpath(path))
-        if root.exists() and not root.is_dir():
-            raise UserError(f"{uri}: is a file, not a folder")
+        nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+        if not nearest.is_dir():
+            raise UserError(f"{nearest}: is a file, not a folder")
         return cls(str(root), LocalStore(), str(root).strip("/"), root)
 
     @classmethod

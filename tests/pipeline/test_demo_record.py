@@ -82,10 +82,11 @@ def test_a_damaged_record_is_begun_anew(tmp_path, monkeypatch):
     assert times.parts["pairs"].seconds == 60
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("below", ["", "sub", "sub/demo"])
+def test_a_file_in_the_place_of_the_folder_or_of_one_above_it_is_refused(tmp_path, below):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="file"):
-        DemoRecord(tmp_path / "file", 2)
+    with pytest.raises(UserError, match="file: is a file, not a folder"):
+        DemoRecord(tmp_path / "file" / below, 2)
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -57,6 +57,14 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("below", ["", "sub", "sub/run"])
+def test_a_file_in_the_place_of_the_directory_or_of_one_above_it_is_refused(tmp_path, below):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=r"thesis\.tex: is a file, not a folder"):
+        claim(tmp_path / "thesis.tex" / below, CONFIG, spec())
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
 def test_what_a_killed_process_left_of_its_first_record_is_nothing(tmp_path):
     for name in (".lock", ".staging-122e73f46851fdd5"):
         (tmp_path / name).write_text("{")

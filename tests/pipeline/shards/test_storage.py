@@ -338,7 +338,8 @@ def test_a_listing_of_more_files_than_a_chunk(tmp_path: Path) -> None:
         ("file://out", "not an absolute path"),
         ("ftp://host/x", "ftp://host/x: not an absolute path, file://, s3://"),
         ("s3:///x", "s3:///x: not an absolute path"),
-        (__file__, "is a file, not a folder"),
+        (__file__, f"^{__file__}: is a file, not a folder"),
+        (f"{__file__}/new/run", f"^{__file__}: is a file, not a folder"),
     ],
 )
 def test_roots_that_are_none(uri: str, message: str) -> None:
