@@ -2,7 +2,8 @@
 
 The members of a sample share the name up to its first dot and follow each other: one image, perhaps a class (``cls``,
 digits) and a prompt (``txt``, UTF-8). A tar without its end of zeros, or with something behind it, is refused: tar
-readers take a damaged header for the end, and a cut for one too.
+readers take a damaged header for the end, and a cut for one too. So is one in which any of these is a link, a sparse
+file, a device or a pipe, whose bytes do not lie behind its header.
 """
 
 import tarfile
@@ -38,6 +39,8 @@ class TarMembers(Source):
 
     def read(self, image: SourceImage) -> bytes:
         """The bytes of an image file."""
+        if not image.num_bytes:
+            return b""  # object stores refuse to read a range of no bytes
         return self._storage.read_range(image.file, image.at, image.num_bytes)
 
     def _entries_of(self, file: str) -> Iterator[SourceImage]:
@@ -75,13 +78,14 @@ class TarMembers(Source):
 
     def _with_member(self, held: SourceImage, tar: tarfile.TarFile, info: tarfile.TarInfo, where: str) -> SourceImage:
         suffix = suffix_of(info.name)
+        if not is_image(info.name) and suffix not in (".cls", ".txt"):
+            self.ignored[suffix] += 1
+            return held
+        _check_plain(info, where)
         if is_image(info.name):
             if held.name:
                 raise UserError(f"{where}: {held.name} and {info.name} are images of one sample; there may be one")
             return replace(held, name=f"{held.file}/{info.name}", num_bytes=info.size, at=info.offset_data)
-        if suffix not in (".cls", ".txt"):
-            self.ignored[suffix] += 1
-            return held
         file = tar.extractfile(info) if info.size <= _MAX_TEXT_BYTES else None
         try:
             text = file.read().decode() if file else None
@@ -93,6 +97,19 @@ class TarMembers(Source):
             pass
         what = "text in UTF-8" if suffix == ".txt" else "a class, a number from 0"
         raise UserError(f"{where}: {info.name} is not {what}; write the tar again")
+
+
+def _check_plain(info: tarfile.TarInfo, where: str) -> None:
+    """Raise UserError for a member whose bytes do not lie behind its header, as many as it says."""
+    kinds = {
+        "a link": info.islnk() or info.issym(),
+        "a sparse file": info.issparse(),
+        "a device or a pipe": info.isdev(),
+    }
+    for kind, found in kinds.items():
+        if found:
+            advice = "write the tar again with --dereference --hard-dereference, without --sparse"
+            raise UserError(f"{where}: member {info.name} is {kind}, not a file; {advice}")
 
 
 def _is_end(data: BinaryIO, start: int) -> bool:

@@ -1,5 +1,6 @@
 """Images and archives that are damaged, or made to harm: refused in one line, or listed with the reason."""
 
+import hashlib
 import io
 import struct
 import tarfile
@@ -170,3 +171,55 @@ def test_a_tar_that_ends_too_early_is_refused(damage, tmp_path):
     path.write_bytes(data)
     with pytest.raises(UserError, match="damaged"):
         encode_images(encode_config(tmp_path / "root", {"kind": "webdataset", "path": str(path)}))
+
+
+def test_an_empty_image_is_rejected_in_a_tar_as_in_a_folder(tmp_path):
+    named = {"000.png": GOOD, "001.png": b"", "002.png": FILES["dog/010.png"]}
+    write_folder(tmp_path / "folder", named)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in named:
+            tar.add(tmp_path / "folder" / name, name)
+    rejected = []
+    for kind, path in (("folder", "folder"), ("webdataset", "a.tar")):
+        root, source = tmp_path / f"{kind}-root", {"kind": kind, "path": str(tmp_path / path)}
+        encode_images(encode_config(root, source, runtime={"max_rejected_fraction": 0.5}))
+        (commit,) = read_commits(Dataset.open_any(Storage.open(str(root))))
+        rejected.append([(one.key, one.reason) for one in commit.rejected])
+        assert [row["source_sha256"] for _, row in samples(root).values()] == [
+            hashlib.sha256(named[name]).hexdigest() for name in ("000.png", "002.png")
+        ]
+    assert rejected[0] == rejected[1] == [("000000001", "is no png, jpeg, webp or bmp")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(tarfile.LNKTYPE, "a link"), (tarfile.SYMTYPE, "a link"), (tarfile.FIFOTYPE, "a device or a pipe")],
+)
+@pytest.mark.parametrize("suffix", ["png", "cls", "txt"])
+def test_a_member_without_bytes_of_its_own_is_refused(kind, said, suffix, tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in {"0.png": GOOD, "0.cls": b"1", "0.txt": b"a cat", "1.json": b"{}"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        info = tarfile.TarInfo(f"1.{suffix}")
+        info.type, info.linkname = kind, f"0.{suffix}"
+        tar.addfile(info)
+    with pytest.raises(UserError) as caught:
+        encode_images(encode_config(tmp_path / "root", {"kind": "webdataset", "path": str(path)}))
+    assert str(caught.value) == (
+        f"{path}: member 1.{suffix} is {said}, not a file; "
+        "write the tar again with --dereference --hard-dereference, without --sparse"
+    )
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_an_image_stored_with_holes_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("0.png")
+        info.size = len(GOOD)
+        info.pax_headers = {"GNU.sparse.map": f"0,{len(GOOD)}", "GNU.sparse.size": "1048576"}
+        tar.addfile(info, io.BytesIO(GOOD))
+    with pytest.raises(UserError, match=r"a\.tar: member 0\.png is a sparse file, not a file; write the tar again"):
+        encode_images(encode_config(tmp_path / "root", {"kind": "webdataset", "path": str(tmp_path / "a.tar")}))
