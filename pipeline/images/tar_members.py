@@ -19,6 +19,7 @@ from pipeline.images.source_table import SourceImage
 from pipeline.prompts import normalise
 
 _MAX_TEXT_BYTES = 1 << 16
+_MAX_MEMBER_BYTES = 1 << 60
 
 
 class TarMembers(Source):
@@ -52,6 +53,8 @@ class TarMembers(Source):
                     last: str | None = None
                     while (info := tar.next()) is not None:
                         tar.members = []  # not to remember all of them
+                        if not 0 <= info.size < _MAX_MEMBER_BYTES:  # one below zero leads back, round and round
+                            raise tarfile.ReadError(f"a member of {info.size:,} bytes")
                         if info.isdir():
                             continue
                         check_name(info.name, where)

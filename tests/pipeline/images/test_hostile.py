@@ -223,3 +223,14 @@ def test_an_image_stored_with_holes_is_refused(tmp_path):
         tar.addfile(info, io.BytesIO(GOOD))
     with pytest.raises(UserError, match=r"a\.tar: member 0\.png is a sparse file, not a file; write the tar again"):
         encode_images(encode_config(tmp_path / "root", {"kind": "webdataset", "path": str(tmp_path / "a.tar")}))
+
+
+@pytest.mark.parametrize("size", [-512, 1 << 64])
+def test_a_member_of_an_impossible_size_is_refused(size, tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        info = tarfile.TarInfo("0.json")
+        info.size = size  # -512: the next header would be this one again
+        tar.addfile(info)
+    with pytest.raises(UserError, match=f"damaged one .a member of {size:,} bytes"):
+        encode_images(encode_config(tmp_path / "root", {"kind": "webdataset", "path": str(path)}))
