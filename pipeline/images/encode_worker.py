@@ -7,8 +7,8 @@ Sample i is image i of the list:
     stored  : what ``spec.fields`` names
 
 An image that cannot be decoded, or whose latent is not finite, is listed as rejected with its reason. Nothing depends
-on the worker, the retry or the host. Memory: ``cpus_per_actor`` images as they are in the source, a few batches of
-resized ones.
+on the worker, the retry or the host. Memory: ``cpus_per_actor`` images as they are in the source, each with what it is
+scaled through (:data:`pipeline.images.transforms.MAX_PIXELS` bounds both), a few batches of resized ones.
 """
 
 from collections.abc import Iterator, Sequence

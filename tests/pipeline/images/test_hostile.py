@@ -50,6 +50,7 @@ BAD = {
     "empty.png": (b"", "is no png, jpeg, webp or bmp"),
     "text.png": (b"<svg onload='evil()'/>", "is no png, jpeg, webp or bmp"),
     "huge.png": (huge_png(9000, 9000), "has more than 67,108,864 pixels"),
+    "long.png": (huge_png((1 << 20) + 1, 1), "has a side of more than 1,048,576 pixels"),
     "larger.png": (huge_png(2**31 - 1, 2**31 - 1), "has more than 67,108,864 pixels"),
 }
 

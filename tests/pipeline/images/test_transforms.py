@@ -8,6 +8,7 @@ from PIL import Image
 from support.pictures import pictures
 from support.real_images import png
 
+from pipeline.images import transforms
 from pipeline.images.transforms import BadImage, to_image
 
 
@@ -59,3 +60,29 @@ def test_whatever_the_colours_three_come_out(mode):
     else:
         Image.new("RGB", (16, 16), (10, 200, 30)).convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
     assert to_image(buffer.getvalue(), 16, "none").shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("shape", [(30_000, 4), (4, 30_000)])
+def test_a_strip_is_not_scaled_to_gigabytes(shape):
+    strip = png(np.zeros((*shape, 3), np.uint8))
+    with pytest.raises(BadImage, match="is so long and narrow that scaling it takes more than 67,108,864 pixels"):
+        to_image(strip, 128, "center_crop_dhariwal")  # to 128 x 960,000, and then to its middle
+    assert to_image(strip, 128, "center_crop").shape == (128, 128, 3)
+
+
+@pytest.mark.parametrize(
+    ("resize", "shape", "pixels"),
+    [
+        ("center_crop_dhariwal", (100, 4), 200 * 8),
+        ("center_crop_dhariwal", (4, 100), 200 * 8),
+        ("scale", (1000, 1), 1000 * 8),  # the new width and the old height, before the height is changed too
+    ],
+)
+def test_the_largest_picture_on_the_way_decides(resize, shape, pixels, monkeypatch):
+    strip = png(pictures(1, *shape)[0])
+    expected = to_image(strip, 8, resize)
+    monkeypatch.setattr(transforms, "MAX_PIXELS", pixels)
+    np.testing.assert_array_equal(to_image(strip, 8, resize), expected)
+    monkeypatch.setattr(transforms, "MAX_PIXELS", pixels - 1)
+    with pytest.raises(BadImage, match=f"long and narrow that scaling it takes more than {pixels - 1:,} pixels"):
+        to_image(strip, 8, resize)
