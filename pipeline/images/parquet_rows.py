@@ -6,7 +6,8 @@ was reasonable (Hugging Face's are 100 to 1,000 images).
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipeline.images.files import files_of
 from pipeline.images.source import Source, UnreadableImage
 from pipeline.images.source_table import SourceImage
 from pipeline.prompts import normalise
+from pipeline.shards.parquet_fault import DamagedParquet, reading_parquet
 
 _ROW_GROUPS_HELD = 3
 
@@ -44,11 +46,11 @@ class ParquetRows(Source):
         config = self._config
         columns = [config.image_column, *filter(None, (config.label_column, config.caption_column))]
         for file in self._files:
-            with self._lock:
-                schema, num_groups = self._table(file).schema_arrow, self._table(file).num_row_groups
+            with self._lock, self._reading(file, "not a Parquet file, or a damaged one"):
+                names, num_groups = self._table(file).schema_arrow.names, self._table(file).num_row_groups
             for column in columns:
-                if column not in schema.names:
-                    hint = did_you_mean(column, schema.names)
+                if column not in names:
+                    hint = did_you_mean(column, names)
                     raise UserError(f"{self._storage.uri}/{file}: no column {column}{hint}")
             row = 0
             for group in range(num_groups):
@@ -60,7 +62,7 @@ class ParquetRows(Source):
 
     def read(self, image: SourceImage) -> bytes:
         """The bytes of an image file."""
-        with self._lock:
+        with self._lock, self._reading(image.file, f"row {image.at} cannot be read"):
             metadata = self._table(image.file).metadata
             starts = np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))])
             group = int(np.searchsorted(starts, image.at, "right")) - 1
@@ -74,13 +76,13 @@ class ParquetRows(Source):
     def _columns(self, file: str, group: int) -> tuple[list[int | None], list[Any], list[str]]:
         """Bytes of each image, class and prompt of a row group."""
         config = self._config
-        with self._lock:
+        others = [name for name in (config.label_column, config.caption_column) if name]
+        with self._lock, self._reading(file, f"row group {group} cannot be read"):
             images = self._images(file, group)
-            others = [name for name in (config.label_column, config.caption_column) if name]
             table = self._table(file).read_row_group(group, columns=others, use_threads=False) if others else None
-        sizes: list[int | None] = pc.binary_length(images).to_pylist()
-        labels = table[config.label_column].to_pylist() if table and config.label_column else [-1] * len(sizes)
-        texts = table[config.caption_column].to_pylist() if table and config.caption_column else [""] * len(sizes)
+            sizes: list[int | None] = pc.binary_length(images).to_pylist()
+            labels = table[config.label_column].to_pylist() if table and config.label_column else [-1] * len(sizes)
+            texts = table[config.caption_column].to_pylist() if table and config.caption_column else [""] * len(sizes)
         return sizes, labels, [normalise(str(text or "")) for text in texts]
 
     def _label(self, file: str, row: int, label: Any) -> int:
@@ -109,9 +111,16 @@ class ParquetRows(Source):
         return array
 
     def _table(self, file: str) -> pq.ParquetFile:
+        """An open table; to be called with the lock held, and as :meth:`_reading` says."""
         if file not in self._tables:
-            try:
-                self._tables[file] = pq.ParquetFile(self._storage.reader(file), pre_buffer=False)
-            except pa.ArrowInvalid:
-                raise UserError(f"{self._storage.uri}/{file}: not a Parquet file, or a damaged one") from None
+            self._tables[file] = pq.ParquetFile(self._storage.reader(file), pre_buffer=False)
         return self._tables[file]
+
+    @contextmanager
+    def _reading(self, file: str, what: str) -> Generator[None]:
+        """Read from a table in the body. Raises UserError if its bytes are damaged, or a text is no UTF-8."""
+        try:
+            with reading_parquet():
+                yield
+        except DamagedParquet as error:
+            raise UserError(f"{self._storage.uri}/{file}: {what} ({error}); copy or make the file again") from None

@@ -32,8 +32,10 @@ import yaml  # noqa: E402
 from support.forge import members, recommit, record, reindexed, tar_of  # noqa: E402
 from support.mutations import VALUES, of_bytes, of_tree  # noqa: E402
 from support.prompt_tables import save  # noqa: E402
+from support.real_images import image_files, write_parquet, write_tars  # noqa: E402
 from support.toy import toy_config  # noqa: E402
 
+from configs.encode_schema import ParquetSource, WebDatasetSource  # noqa: E402
 from configs.errors import RunStopped, UserError  # noqa: E402
 from configs.evaluate_schema import EvaluateConfig  # noqa: E402
 from configs.load import parse  # noqa: E402
@@ -41,6 +43,7 @@ from configs.schema import GeneratePairsConfig, PromptsConfig, StableDiffusionTe
 from configs.train_schema import TrainConfig  # noqa: E402
 from pipeline.evaluation.reference import Reference  # noqa: E402
 from pipeline.generate import generate_pairs  # noqa: E402
+from pipeline.images.source import listed, open_source  # noqa: E402
 from pipeline.images.source_table import SourceImage, SourceTable, write_source_table  # noqa: E402
 from pipeline.inspect_dataset import status  # noqa: E402
 from pipeline.prompts import PromptTable, prepare_prompts  # noqa: E402
@@ -153,6 +156,37 @@ def list_of_images() -> bytes:
     images = [SourceImage(f"{number}.png", 9, sha256="0" * 64, prompt="a cat") for number in range(8)]
     write_source_table(path, images)
     return path.read_bytes()
+
+
+@cache
+def real_images() -> tuple[bytes, bytes]:
+    """Four images with classes and prompts: a tar, and a Parquet table of two row groups."""
+    folder, files = Path(tempfile.mkdtemp()), image_files(4)
+    write_tars(folder / "tars", files)
+    return (folder / "tars/00000.tar").read_bytes(), write_parquet(folder / "table.parquet", files).read_bytes()
+
+
+def image_tars(random: Random, folder: Path) -> None:
+    """A tar of images: damage anywhere, or one field of a header whose checksum is right."""
+    data = bytearray(real_images()[0])
+    if random.random() < 0.5:
+        data = bytearray(of_bytes(random, bytes(data)))
+    else:
+        start = random.choice([at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"])
+        fields = {0: b"../x.png", 124: random.choice([b"\xff" * 12, b"\x80" + random.randbytes(11), b"0" * 11, b"-1"])}
+        at, value = random.choice([*fields.items(), (156, random.choice([b"1", b"2", b"6", b"S", b"x", b"L", b"Z"]))])
+        data[start + at : start + at + len(value)] = value
+        data[start + 148 : start + 156] = b" " * 8
+        data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+    (folder / "images.tar").write_bytes(data)
+    list(listed(open_source(WebDatasetSource(kind="webdataset", path=str(folder / "images.tar")))))
+
+
+def image_tables(random: Random, folder: Path) -> None:
+    """A Parquet table of images."""
+    (folder / "images.parquet").write_bytes(of_bytes(random, real_images()[1]))
+    columns = {"label_column": "label", "caption_column": "caption"} if random.random() < 0.7 else {}
+    list(listed(open_source(ParquetSource(kind="parquet", path=str(folder / "images.parquet"), **columns))))
 
 
 def table(random: Random, folder: Path) -> None:
@@ -314,21 +348,8 @@ Target = Callable[[Random, Path], None]
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
-        *(
-            configs,
-            prompts,
-            table,
-            sources,
-            records,
-            lease,
-            tars,
-            index,
-            manifest,
-            selection,
-            safetensors,
-            reference,
-            teacher,
-        ),
+        *(configs, prompts, table, sources, image_tars, image_tables, records, lease, tars, index, manifest, selection),
+        *(safetensors, reference, teacher),
     )
 }
 

@@ -8,15 +8,18 @@ import zipfile
 import zlib
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.pictures import pictures
-from support.real_images import encode_config, image_files, png, write_folder, write_zip
+from support.real_images import encode_config, image_files, png, write_folder, write_parquet, write_zip
 from support.toy import samples
 
 from configs.errors import RunStopped, UserError
 from pipeline.images import source as source_module
 from pipeline.images.encode import encode_images
+from pipeline.images.source import listed, open_source
 from pipeline.images.transforms import BadImage, to_image
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.manifest import read_commits
@@ -235,3 +238,46 @@ def test_a_member_of_an_impossible_size_is_refused(size, tmp_path):
         tar.addfile(info)
     with pytest.raises(UserError, match=f"damaged one .a member of {size:,} bytes"):
         encode_images(encode_config(tmp_path / "root", {"kind": "webdataset", "path": str(path)}))
+
+
+def table_config(folder):
+    source = {"kind": "parquet", "path": str(folder / "a.parquet"), "label_column": "label"}
+    return encode_config(folder / "root", {**source, "caption_column": "caption"})
+
+
+@pytest.mark.parametrize("column", ["image.bytes", "label", "caption"])
+def test_a_damaged_page_of_a_table_is_one_line(column, tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", FILES)
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    (chunk,) = (group.column(at) for at in range(group.num_columns) if group.column(at).path_in_schema == column)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        encode_images(table_config(tmp_path))
+    assert str(caught.value).startswith(f"{path}: row group 1 cannot be read (")
+    assert str(caught.value).endswith("); copy or make the file again")
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_caption_that_is_not_utf8_is_one_line(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", FILES, row_group=100)
+    table = pq.read_table(path)
+    captions = [b"a cat", *[b"a dog \xff"] * (len(FILES) - 1)]
+    column = pa.array(captions, pa.binary()).view(pa.string())  # which asks for UTF-8, and does not look
+    pq.write_table(table.set_column(2, "caption", column), path)
+    with pytest.raises(
+        UserError, match=r"a\.parquet: row group 0 cannot be read \(.*utf-8.*; copy or make the file again"
+    ):
+        encode_images(table_config(tmp_path))
+
+
+def test_a_table_that_is_damaged_after_it_was_listed_is_one_line(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", FILES)
+    images = list(listed(open_source(table_config(tmp_path).source)))
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + b"\xff" * 2000 + data[2004:])
+    with pytest.raises(UserError, match=r"a\.parquet: row 0 cannot be read \("):
+        open_source(table_config(tmp_path).source).read(images[0])
