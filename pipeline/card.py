@@ -8,6 +8,7 @@ from typing import Any
 
 from configs.schema import PairsSpec
 from pipeline.contact_sheet import contact_sheet
+from pipeline.markdown_table import markdown_row
 from pipeline.prompts import PromptTable
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import CARD, CONTACT_SHEET, PROMPTS
@@ -66,8 +67,8 @@ def card(dataset: Dataset, sealed: dict[str, Any]) -> str:
         "content": f"`{sealed['content_sha256']}`",
         "made with": f"{run.code_revision}, first run {run.created}",
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    members = "\n".join(f"| `{suffix}` | {what} |" for suffix, what in _members(spec).items())
+    table = "\n".join(map(markdown_row, rows.items()))
+    members = "\n".join(markdown_row([f"`{suffix}`", what]) for suffix, what in _members(spec).items())
     return f"""# Noise/image/prompt pairs
 
 ![some of the pairs](contact_sheet.png)

@@ -9,6 +9,7 @@ from pipeline.evaluation import tables
 from pipeline.evaluation.grid import GRID
 from pipeline.evaluation.plots import QUALITY
 from pipeline.evaluation.results import Report
+from pipeline.markdown_table import markdown_cell, markdown_row
 
 MARKDOWN = "report.md"
 
@@ -26,7 +27,7 @@ def render_markdown(report: Report, *, has_quality: bool, curves: Sequence[str])
         f"# {report.title}",
         *tables.summary(report),
         _table(tables.header(report), tables.rows(report)),
-        "\n".join(f"- **{_cell(title)}**: {meaning}" for title, meaning in tables.meanings(report)),
+        "\n".join(f"- **{markdown_cell(title)}**: {meaning}" for title, meaning in tables.meanings(report)),
         f"![quality against network evaluations]({QUALITY})" if has_quality else "",
         f"![the same prompts and noise through every system]({GRID})" if report.grid else "",
         *(f"![{PurePath(name).stem}]({name})" for name in curves),
@@ -40,12 +41,8 @@ def render_markdown(report: Report, *, has_quality: bool, curves: Sequence[str])
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:") -> str:
     lines = [header, ["---", *[align] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+    return "\n".join(map(markdown_row, lines))
 
 
 def _about(values: Mapping[str, JsonValue]) -> str:
     return _table(["", ""], tables.about_rows(dict(values)), align="---")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -9,6 +9,7 @@ from configs.encode_schema import ImagesSpec
 from pipeline.card import HOW_TO_READ
 from pipeline.contact_sheet import contact_sheet
 from pipeline.images.source_table import SourceTable
+from pipeline.markdown_table import markdown_row
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.layout import CARD, CONTACT_SHEET, SOURCES
 from pipeline.shards.manifest import read_commits, read_indices
@@ -47,8 +48,8 @@ def _card(dataset: Dataset, sealed: dict[str, Any]) -> str:
     }
     if spec.latents is not None and run.teacher is not None:
         rows["autoencoder"] = f"{run.teacher.path}, `{spec.latents.weights_digest}`, {spec.latents.dtype}"
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    members = "\n".join(f"| `{suffix}` | {what} |" for suffix, what in _members(spec).items())
+    table = "\n".join(map(markdown_row, rows.items()))
+    members = "\n".join(markdown_row([f"`{suffix}`", what]) for suffix, what in _members(spec).items())
     return f"""# Real images
 
 ![some of the images](contact_sheet.png)

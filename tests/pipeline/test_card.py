@@ -1,7 +1,9 @@
 """The data card says what is so, and its snippet runs."""
 
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from support.patience import PATIENCE_S
 from support.toy import toy_config
 
 from pipeline import contact_sheet
+from pipeline.card import card
 from pipeline.generate import generate_pairs
 from pipeline.shards.dataset import Dataset
 from pipeline.shards.storage import Storage
@@ -61,3 +64,12 @@ def test_an_empty_cell_says_why_it_is_empty(root, monkeypatch):
     (root / "previews/000000014.png").write_bytes(b"no picture")
     contact_sheet.contact_sheet(dataset, str)
     assert said == [13, 12, 13, 14]
+
+
+def test_a_negative_prompt_stays_in_its_cell(root):
+    dataset = Dataset.open(Storage.open(str(root)))
+    sealed, spec = json.loads((root / "SEALED.json").read_bytes()), dataset.run.spec
+    run = dataset.run.model_copy(update={"spec": spec.model_copy(update={"negative_prompt": "blurry | text"})})
+    lines = card(SimpleNamespace(run=run), sealed).splitlines()
+    (line,) = (line for line in lines if line.startswith("| guidance_scale |"))
+    assert line.endswith(r", negative prompt 'blurry \| text' |")

@@ -165,6 +165,13 @@ def test_captions_replace_the_names_of_classes(source, tmp_path):
     assert found == [caption(name) for name in image_files()]
 
 
+def test_whatever_the_classes_are_called_the_card_has_a_table(tmp_path):
+    (first, second) = list(image_files().values())[:2]
+    source = write_folder(tmp_path / "images", {"cat | dog/0.png": first, "horse/1.png": second})
+    encode_images(encode_config(tmp_path / "root", folder_source(source)))
+    assert "\n| classes | cat \\| dog 1, horse 1 |\n" in (tmp_path / "root/README.md").read_text()
+
+
 def test_images_are_no_pairs_and_pairs_no_images(root, tmp_path):
     with pytest.raises(UserError, match="holds real images, and pairs are needed"):
         Dataset.open(Storage.open(str(root)))
