@@ -132,6 +132,7 @@ def build(config: TrainConfig) -> TrainingRun:
         if accelerator.is_main_process:
             begin(directory, config, spec)
             checkpoints.tidy()
+        accelerator.wait_for_everyone()  # whoever enters the run finds its record
         run.resources = resources.pop_all()
     return run
 

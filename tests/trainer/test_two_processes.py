@@ -1,4 +1,4 @@
-"""What two processes must agree on: when to stop, and what the metrics are."""
+"""What two processes must agree on: when to stop, what the metrics are, and that a new run has its record."""
 
 import json
 import math
@@ -7,17 +7,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import tiny_edm
 from support.patience import PATIENCE_S
+
+from configs.schema import PromptsConfig
+from pipeline.prompts import prepare_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Process 1 alone gets a signal, in step 3. Process r has r + 1 samples a step, each of value r.
+# Process 1 alone gets a signal, in step 3. Process r has r + 1 samples a step, each of value r. Then a new run begins,
+# whose directory the main process writes late, and whose record every process reads for Weights & Biases.
 SCRIPT = f"""
-import json, os, signal, sys
+import json, os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 import torch
 from accelerate import Accelerator
+from configs.train_schema import TrainConfig
+from trainer import build
 from trainer.preemption import StopSignal
 from trainer.tracking.metrics import Metrics
 
@@ -42,8 +49,30 @@ values = metrics.log(step, 10 * step, step)
 metrics.close()
 result = [accelerator.num_processes, stop.received, answers, values]
 (run_dir / f"process{{rank}}.json").write_text(json.dumps(result))
-accelerator.end_training()
+
+def begin_late(*arguments, begin=build.begin):
+    time.sleep(1)
+    begin(*arguments)
+
+build.begin = begin_late
+build.check_trackers = lambda _: None  # accelerate does without a tracker that is not installed
+with build.build(TrainConfig.model_validate(json.loads(sys.argv[2]))):
+    (run_dir / f"entered{{rank}}").touch()
 """
+
+
+def new_run(folder):
+    """The smallest run that is tracked by Weights & Biases."""
+    (folder / "prompts.txt").write_text("1\n2\n")
+    prepare_prompts(PromptsConfig(path=str(folder / "prompts.txt")), folder / "prompts.parquet")
+    return {
+        "output": str(folder / "new"),
+        "teacher": {"kind": "edm", "path": str(tiny_edm.build(folder / "teacher"))},
+        "data": {"prompts": str(folder / "prompts.parquet")},
+        "loss": {"regression_weight": 0.0},
+        "batch": {"dm": 2},
+        "runtime": {"workers": 0, "trackers": ["wandb"]},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +80,7 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "script.py").write_text(SCRIPT)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, folder / "script.py", folder]
+    command = [*launcher, folder / "script.py", folder, json.dumps(new_run(folder))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     return folder
@@ -73,3 +102,7 @@ def test_metrics_are_of_both_and_the_same_on_both(run_dir, results):
     assert (values["sometimes"], values["total"]) == (5.0, 9.0)
     (line,) = (run_dir / "metrics.jsonl").read_text().splitlines()  # one process writes
     assert json.loads(line)["mean"] == pytest.approx(2 / 3, rel=1e-5)
+
+
+def test_a_new_run_is_entered_when_its_record_is_there(run_dir):
+    assert all((run_dir / f"entered{rank}").exists() for rank in range(2))
