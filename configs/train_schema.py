@@ -186,8 +186,9 @@ class TrainRuntime(Model):
     text_cache: NonNegativeInt = 0
     """Prompts whose encodings are kept in memory: for datasets with few different prompts. Each takes some 0.2 MB."""
     max_nonfinite_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The run stops when a larger share of the samples between two log lines gave no finite gradient. Such a sample
-    teaches nothing; if it spoils the gradient of a whole step, none of the step's samples does."""
+    """The run stops when a larger share of the samples, or of one network's updates, gave no finite gradient, between
+    two log lines or, where these are closer, over 20 steps. Such a sample teaches nothing; if it spoils the gradient of
+    a whole step, none of the step's samples does."""
     log_every: PositiveInt = 50
     """Steps between two lines of metrics."""
     grid_every: PositiveInt = 1000

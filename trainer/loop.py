@@ -51,10 +51,14 @@ def train(config: TrainConfig) -> None:
             saving = run.is_due(config.runtime.checkpoint_every) or done or stopping
             if run.is_due(config.runtime.log_every) or saving:  # what is counted is in the checkpoint too
                 run.log()
+            if not stopping:
+                run.judge()  # before it is saved: a run that learns nothing pushes no checkpoint out
             if run.is_due(config.runtime.grid_every) or done:
                 run.draw_grid()
             if saving:
                 run.save()
+            if stopping:
+                run.judge()  # after it is saved: whoever asked for a stop may not wait for another
             if stopping and not done:
                 run.report()
                 why = stop.received or "a signal to another process"

@@ -5,11 +5,10 @@ due, and what is written when it is. :func:`trainer.build.build` puts the parts 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -39,6 +38,7 @@ from trainer.report import PAGE, write_report
 from trainer.sample_grid import GridInputs, SampleGrid
 from trainer.tracking.metrics import Metrics
 from trainer.tracking.metrics_file import METRICS, last_metrics
+from trainer.tracking.nonfinite import NonfiniteShares
 from trainer.tracking.trackers import start_trackers
 from trainer.trainable import Trainable
 
@@ -118,7 +118,8 @@ class TrainingRun:
         )
         self.resources.callback(loader.close)
         self.batches = loader
-        self._started, self._num_logged = time.monotonic(), state.num_images
+        self._started, self._logged = time.monotonic(), (state.step, state.num_images)
+        self._nonfinite = NonfiniteShares(self.config.runtime.max_nonfinite_fraction)
         return self
 
     def __exit__(
@@ -198,30 +199,36 @@ class TrainingRun:
         return self.state.step % every == 0
 
     def log(self) -> None:
-        """Write the metrics since the last time.
-
-        Raises:
-            RunStopped: too many samples gave no finite gradient.
-        """
+        """Write the metrics since the last time."""
         with self.metrics.apart():
             self._measure_held_out("holdout/distance", self.student.network)
             if self.ema is not None:
                 self._measure_held_out("holdout/distance_ema", self.ema.module)
         self.metrics.add("lr", self.student.learning_rate(self.state.step - 1))
         values = self.metrics.log(self.state.step, self.state.num_images, self.critic_steps)
-        num_images = self.state.num_images - self._num_logged
-        self._num_logged = self.state.num_images
         self.state.nonfinite_samples += int(values["nonfinite_samples"])
-        shares = {
-            "samples": values["nonfinite_samples"] / num_images,
-            **{f"updates of the {name}": values.get(f"skipped_updates/{name}", 0.0) for name in ("student", "critic")},
-        }
-        what, share = max(shares.items(), key=itemgetter(1))
-        if share > self.config.runtime.max_nonfinite_fraction:
+        self._count_nonfinite(values)
+
+    def _count_nonfinite(self, values: Mapping[str, float]) -> None:
+        """Add what a log line tells about the steps since the one before."""
+        steps, num_images = self.state.step - self._logged[0], self.state.num_images - self._logged[1]
+        self._logged = self.state.step, self.state.num_images
+        updates = {"student": steps, "critic": steps * self.config.loss.critic_steps_per_generator_step}
+        skipped = {name: values.get(f"skipped_updates/{name}", 0.0) for name in updates}  # a mean over the updates
+        counts = {f"updates of the {name}": (round(skipped[name] * updates[name]), updates[name]) for name in updates}
+        self._nonfinite.add(steps, {"samples": (int(values["nonfinite_samples"]), num_images), **counts})
+
+    def judge(self) -> None:
+        """See whether what was logged is about a run that learns.
+
+        Raises:
+            RunStopped: too many samples or updates gave no finite gradient.
+        """
+        if (lost := self._nonfinite.judge()) is not None:
             raise RunStopped(
-                f"step {self.state.step}: {share:.1%} of the {what} since the last log line had no finite gradient "
-                f"(runtime.max_nonfinite_fraction {self.config.runtime.max_nonfinite_fraction:g}); see "
-                f"{self.directory / METRICS}; begin a new output with a lower optimizer.lr or precision float32"
+                f"step {self.state.step}: {lost} had no finite gradient (runtime.max_nonfinite_fraction "
+                f"{self.config.runtime.max_nonfinite_fraction:g}); see {self.directory / METRICS}; begin a new output "
+                "with a lower optimizer.lr or precision float32"
             )
 
     @property

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 
 import pytest
 import torch
@@ -13,6 +12,8 @@ from pipeline import teachers
 from trainer import loop
 from trainer.build import build
 from trainer.loop import critic_turn, fresh_samples, student_turn, train
+from trainer.preemption import StopSignal
+from trainer.tracking import nonfinite
 
 
 @pytest.fixture
@@ -276,6 +277,7 @@ def poisoned(run, every):
         return x0
 
     run.matching.real_score = answer
+    return run
 
 
 def test_a_sample_that_is_not_finite_is_counted_and_teaches_nothing(trained_on, tmp_path):
@@ -290,12 +292,17 @@ def test_a_sample_that_is_not_finite_is_counted_and_teaches_nothing(trained_on, 
     assert metrics(tmp_path / "run")[-1]["nonfinite_samples"] == 4
 
 
-def test_too_many_of_them_stop_the_run(trained_on, tmp_path):
+def test_too_many_of_them_stop_the_run(trained_on, tmp_path, monkeypatch):
+    monkeypatch.setattr(nonfinite, "JUDGED_STEPS", 2)
     with opened(trained_on, tmp_path / "run") as run:
         poisoned(run, every=1)
-        loop.step(run)
-        with pytest.raises(RunStopped, match="max_nonfinite_fraction"):
+        for is_enough in (False, True):  # whatever the distance of log lines
+            loop.step(run)
             run.log()
+            if not is_enough:
+                run.judge()
+        with pytest.raises(RunStopped, match=r"step 2: 16\.7% of the samples of the last 2 steps .*max_nonfinite_frac"):
+            run.judge()
 
 
 def test_a_step_whose_gradient_is_not_finite_leaves_the_weights(trained_on, tmp_path):
@@ -339,36 +346,27 @@ def test_a_mistake_that_shows_late_leaves_the_directory_as_it_was(trained_on, tm
     train(train_config(trained_on, tmp_path / "run", student={"timestep": 399}, runtime={"steps": 1}))
 
 
-def test_checkpoints_that_are_gone_are_missed(trained_on, tmp_path):
-    config = train_config(trained_on, tmp_path / "run", runtime={"steps": 4, "checkpoint_every": 2})
-    train(config)
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(UserError, match=r"checkpoints: has no checkpoint, though metrics\.jsonl tells of 4 steps"):
-        train(config)
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-
-
-def test_metrics_of_a_first_checkpoint_that_was_never_finished_are_made_again(trained_on, tmp_path):
-    for name in ("killed", "straight"):
-        train(train_config(trained_on, tmp_path / name, runtime={"steps": 2, "checkpoint_every": 2}))
-    (made,) = (tmp_path / "killed" / "checkpoints").iterdir()
-    made.rename(made.with_name(f"{made.name}.tmp"))  # as if it had been killed within the first save
-    (made.with_name(f"{made.name}.tmp") / "COMPLETE").unlink()
-    train(train_config(trained_on, tmp_path / "killed", runtime={"steps": 2, "checkpoint_every": 2}))
-    assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == [made.name]
-    assert [line["loss/student"] for line in metrics(tmp_path / "killed")] == [
-        line["loss/student"] for line in metrics(tmp_path / "straight")
-    ]
-
-
-def test_a_network_that_never_learns_stops_the_run(trained_on, tmp_path):
+def test_a_network_that_never_learns_stops_the_run(trained_on, tmp_path, monkeypatch):
+    monkeypatch.setattr(nonfinite, "JUDGED_STEPS", 1)
     with opened(trained_on, tmp_path / "run", loss={"critic_steps_per_generator_step": 20}) as run:
         regression = run.regression
         run.regression = lambda x0, target: regression(x0, target) * torch.inf
         loop.step(run)
-        with pytest.raises(RunStopped, match=r"100\.0% of the"):
-            run.log()
+        run.log()
+        with pytest.raises(RunStopped, match=r"100\.0% of the updates of the student"):
+            run.judge()
+
+
+@pytest.mark.parametrize("is_asked_to_stop", [False, True])
+def test_a_run_that_is_asked_to_stop_saves_before_it_judges_and_no_other_does(
+    trained_on, tmp_path, monkeypatch, is_asked_to_stop
+):
+    monkeypatch.setattr(nonfinite, "JUDGED_STEPS", 1)
+    monkeypatch.setattr(loop, "build", lambda config: poisoned(build(config), every=1))
+    monkeypatch.setattr(StopSignal, "should_stop", lambda *_: is_asked_to_stop)
+    with pytest.raises(RunStopped, match=r"^step 1: "):
+        train(train_config(trained_on, tmp_path / "run", runtime={"log_every": 1, "checkpoint_every": 1}))
+    assert (tmp_path / "run" / "checkpoints" / "step_0000001").exists() == is_asked_to_stop
 
 
 def test_without_held_out_pairs_the_grid_shows_others(trained_on, tmp_path):
