@@ -33,7 +33,7 @@ from pipeline.diffusion.generator import OneStepGenerator
 from pipeline.diffusion.guidance import GuidedDenoiser
 from pipeline.provenance import code_revision, library_versions
 from pipeline.teachers.base import Teacher
-from trainer.checkpoints.checkpoints import CHECKPOINTS, Checkpoints, TrainerState
+from trainer.checkpoints.checkpoints import Checkpoints, TrainerState
 from trainer.compatibility import check_dataset
 from trainer.conditions import Conditions
 from trainer.data.batch_shape import batch_shape
@@ -43,7 +43,6 @@ from trainer.ema import StudentEma
 from trainer.initial_weights import InitialWeights
 from trainer.regression import Distance, build_regression, check_regression
 from trainer.run_directory import begin, check, locked
-from trainer.tracking.metrics_file import METRICS, last_step
 from trainer.tracking.trackers import check_trackers
 from trainer.trainable import Trainable
 from trainer.training_run import TrainingRun
@@ -127,27 +126,12 @@ def build(config: TrainConfig) -> TrainingRun:
         )
         if checkpoint is not None:
             run.resume(checkpoint)
-        else:
-            _refuse_lost_checkpoints(config, directory)
         if accelerator.is_main_process:
             begin(directory, config, spec)
             checkpoints.tidy()
         accelerator.wait_for_everyone()  # whoever enters the run finds its record
         run.resources = resources.pop_all()
     return run
-
-
-def _refuse_lost_checkpoints(config: TrainConfig, directory: Path) -> None:
-    """Raise UserError when there must have been a checkpoint, and there is none: never begin again without a word.
-
-    A step's metrics are written before its checkpoint, so that those of the first may be there without it.
-    """
-    step = last_step(directory)
-    if step > config.runtime.checkpoint_every:
-        raise UserError(
-            f"{directory / CHECKPOINTS}: has no checkpoint, though {METRICS} tells of {step} steps; put them back, or "
-            "name a new output"
-        )
 
 
 def make_accelerator(config: TrainConfig, directory: Path) -> "Accelerator":

@@ -2,7 +2,8 @@
 
     RUN_DIR/run.json            the TrainSpec, when it was begun and by which code
     RUN_DIR/config.yaml         the whole configuration of the last command
-    RUN_DIR/checkpoints/        named folders; RUN_DIR/grids/, metrics.jsonl, tensorboard/, export/, README.md
+    RUN_DIR/checkpoints/        named folders, and last_checkpoint.json beside them; RUN_DIR/grids/, metrics.jsonl,
+                                tensorboard/, export/, README.md
 
 The directory belongs to one command at a time: two that trained in it would prune each other's checkpoints.
 """

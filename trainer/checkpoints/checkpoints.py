@@ -5,6 +5,7 @@
         student_optimizer.safetensors, fake_score_optimizer.safetensors           moments, under parameter names
         trainer_state.json, data_cursor.json, config.yaml
         COMPLETE                                                                  sha256 of each of these
+    RUN_DIR/last_checkpoint.json    the step of the latest: remembers that there was one, should all of them get lost
 
 A checkpoint appears whole or not at all, and is read only when every byte is what was written: see
 :mod:`trainer.checkpoints.sealed_folder`. No random state is in it, because no randomness is carried from one step to
@@ -26,11 +27,13 @@ from torch.optim import Optimizer
 from configs.errors import RunStopped, UserError
 from configs.train_schema import TrainSpec
 from pipeline.full_disk import FULL_DISK
+from pipeline.shards.local_write import put_local
 from trainer.checkpoints.optimizer_state import expected_tensors, load_state_tensors, state_tensors
 from trainer.checkpoints.sealed_folder import damage, remove, remove_leftovers, sealed_folder
 from trainer.checkpoints.tensor_file import load_network, read_tensors, tensor_names, write_tensors
 
 CHECKPOINTS = "checkpoints"
+LAST = "last_checkpoint.json"
 STATE = "trainer_state.json"
 CURSOR = "data_cursor.json"
 CONFIG = "config.yaml"
@@ -75,6 +78,7 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path, keep: int, milestone_every: int | None) -> None:
         self._parent = run_dir / CHECKPOINTS
+        self._last = run_dir / LAST
         self._keep = keep
         self._milestone_every = milestone_every
 
@@ -115,7 +119,7 @@ class Checkpoints:
                     (temporary / STATE).write_bytes(_RECORD.dump_json(state, indent=1))
                     (temporary / CURSOR).write_text(json.dumps(cursor, indent=1))
                     (temporary / CONFIG).write_text(config_yaml)
-            self._prune()
+            self._settle()
         except OSError as error:
             raise RunStopped(
                 f"{folder}: checkpoint not written ({error.strerror}); those before it are untouched: {_remedy(error)} "
@@ -124,17 +128,22 @@ class Checkpoints:
         return folder
 
     def tidy(self) -> None:
-        """Remove what a process that died in :meth:`save` left: half a checkpoint, and those it was about to remove."""
+        """Do what a process that died in :meth:`save` left undone, and remove half a checkpoint."""
         remove_leftovers(self._parent)
-        self._prune()
+        self._settle()
 
     def latest(self) -> Path | None:
-        """The folder of the highest step, after every byte of it has been checked; None when there is none yet.
+        """The folder of the highest step, after every byte of it has been checked; None when there has never been one.
 
         Raises:
-            UserError: it is damaged. The line says how, which one is the next whole one, and how to go on from there.
+            UserError: it is damaged: the line says how, which one is the next whole one, and how to go on from there.
+                Or all of them are gone: no run begins again without a word.
         """
         folders = _folders(self._parent)
+        if not folders and self._last.exists():
+            raise UserError(
+                f"{self._parent}: has no checkpoint, though {LAST} tells of one; put them back, or name a new output"
+            )
         problems: dict[Path, str] = {}
         while folders:
             problem = damage(folders[-1])
@@ -145,7 +154,8 @@ class Checkpoints:
             return folders[-1] if folders else None
         newest, problem = next(iter(problems.items()))
         there_is = f"the latest whole one is {folders[-1].name}" if folders else "no whole one is left to go on from"
-        command = f"rm -r {shlex.join(map(str, problems))}"
+        lost = [*problems] if folders else [*problems, self._last]  # without it the run may begin again
+        command = f"rm -r {shlex.join(map(str, lost))}"
         raise UserError(f"{newest}: damaged ({problem}); {there_is}: {command}, then run the same command again")
 
     @staticmethod
@@ -176,8 +186,12 @@ class Checkpoints:
             load_state_tensors(optimizer, network, tensors)
         return state, json.loads((folder / CURSOR).read_bytes())
 
-    def _prune(self) -> None:
-        for folder in _folders(self._parent)[: -self._keep]:
+    def _settle(self) -> None:
+        """Note the latest checkpoint, then remove those that need not be kept."""
+        folders = _folders(self._parent)
+        if folders:
+            put_local(self._last, json.dumps({"step": _step(folders[-1])}).encode(), create=False)
+        for folder in folders[: -self._keep]:
             if self._milestone_every is None or _step(folder) % self._milestone_every != 0:
                 remove(folder)
 

@@ -60,12 +60,6 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [_parse(path, line) for line in _lines(path)] if path.exists() else []
 
 
-def last_step(run_dir: Path) -> int:
-    """The step of the last line; 0 when there is none."""
-    lines = read_metrics(run_dir)
-    return lines[-1]["step"] if lines else 0
-
-
 def last_metrics(run_dir: Path) -> dict[str, float]:
     """The finite metrics of the last line, without step, counts and time."""
     lines = read_metrics(run_dir)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -233,8 +234,23 @@ def test_all_damaged_ones_after_the_latest_whole_one_are_named(tmp_path):
     with pytest.raises(UserError, match=f"step_0000003: damaged.* step_0000001: rm -r {folders[2]} {folders[1]},"):
         Checkpoints(tmp_path, 3, None).latest()
     cut(folders[0] / "student.safetensors")
-    with pytest.raises(UserError, match=f"no whole one is left .*: rm -r {folders[2]} {folders[1]} {folders[0]},"):
+    all_of_them = f"{folders[2]} {folders[1]} {folders[0]} {tmp_path / 'last_checkpoint.json'}"
+    with pytest.raises(UserError, match=rf"no whole one is left .*: (rm -r {all_of_them}), then") as refusal:
         Checkpoints(tmp_path, 3, None).latest()
+    subprocess.run(shlex.split(re.search(r": (rm -r .*), then", str(refusal.value))[1]), check=True)
+    assert Checkpoints(tmp_path, 3, None).latest() is None
+
+
+def test_that_all_are_gone_is_not_taken_for_a_beginning(tmp_path):
+    save(tmp_path, trained(0, 1), 7)
+    (tmp_path / "last_checkpoint.json").unlink()  # as of a run from before there was such a file, or of a kill
+    checkpoints = Checkpoints(tmp_path, 2, None)
+    assert checkpoints.latest().name == "step_0000007"
+    checkpoints.tidy()
+    assert json.loads((tmp_path / "last_checkpoint.json").read_bytes()) == {"step": 7}
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match=r"checkpoints: has no checkpoint, though last_checkpoint\.json tells of one"):
+        checkpoints.latest()
 
 
 @pytest.mark.parametrize(
