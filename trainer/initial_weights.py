@@ -34,20 +34,20 @@ class InitialWeights:
         digest: sha256 of the sha256 of each network's file, by name.
 
     Raises:
-        UserError: there is no checkpoint, or it is of another teacher.
+        UserError: there is no checkpoint, or it is of another teacher, or a file of it is missing.
     """
 
     def __init__(self, path: Path, teacher: TeacherIdentity) -> None:
         folder = path if (path / COMPLETE).exists() else newest_folder(path)
         if folder is None:
             raise UserError(f"init_from: {path} has no {CHECKPOINTS}, nor is it one; name the directory of a run")
-        there = read_state(folder).spec.teacher
-        if there.weights_digest != teacher.weights_digest:
-            raise UserError(f"init_from: {folder} is of a student of another teacher; name a run with this one")
         try:
             sealed = Seal.model_validate_json((folder / COMPLETE).read_bytes()).files
+            there = read_state(folder).spec.teacher
         except (FileNotFoundError, ValidationError):
-            raise UserError(f"init_from: {folder} is damaged ({COMPLETE}); name another checkpoint") from None
+            raise UserError(f"init_from: {folder} is damaged ({damage(folder)}); name another checkpoint") from None
+        if there.weights_digest != teacher.weights_digest:
+            raise UserError(f"init_from: {folder} is of a student of another teacher; name a run with this one")
         self._folder = folder
         self._files = {name: f"{name}.safetensors" for name in NETWORKS if f"{name}.safetensors" in sealed}
         contents = {name: sealed[file].sha256 for name, file in self._files.items()}

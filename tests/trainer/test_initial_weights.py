@@ -78,6 +78,12 @@ def test_weights_that_cannot_be_begun_with_are_refused_before_anything_is_writte
         file.write(b"\x7f")
     with pytest.raises(UserError, match=r"init_from: .* is damaged \(student\.safetensors is not what was written"):
         train(next_config(trained_on, tmp_path / "run", damaged))
+    for name in ("trainer_state.json", "COMPLETE"):
+        other = tmp_path / f"without-{name}"
+        shutil.copytree(first / "checkpoints/step_0000004", other / "checkpoints/step_0000004")
+        (other / "checkpoints/step_0000004" / name).unlink()
+        with pytest.raises(UserError, match=rf"init_from: .* is damaged \({name} is missing\); name another"):
+            train(next_config(trained_on, tmp_path / "run", other))
     with pytest.raises(UserError, match=r"init_from: .* has no checkpoints"):
         train(next_config(trained_on, tmp_path / "run", tmp_path / "nowhere"))
     other = {"kind": "stable_diffusion", "path": str(tiny_sd.build(tmp_path / "other", seed=1))}
