@@ -27,11 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.errors import RunStopped, UserError
 from trainer.data.positions import MicroBatchPositions
-from trainer.data.training_data import MicroBatch, TrainingData
+from trainer.data.training_data import GO_ON, MicroBatch, TrainingData, failing_storage_stops
 from trainer.data.waiting import WaitingNotice
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_GO_ON = "the same command goes on from the last checkpoint"
 _HINTS = {
     signal.SIGKILL: " (is memory short? lower runtime.workers or runtime.prefetch)",
     signal.SIGBUS: " (is /dev/shm full? enlarge it, or lower runtime.workers or runtime.prefetch)",
@@ -87,7 +86,7 @@ class MicroBatchLoader(Iterator[MicroBatch]):
                 batch = next(self._batches)
             except (RuntimeError, OSError, EOFError) as error:
                 if (cause := self._cause_of_death()) is not None:
-                    raise RunStopped(f"a data worker {cause}; {_GO_ON}") from error
+                    raise RunStopped(f"a data worker {cause}; {GO_ON}") from error
                 raise
         if isinstance(batch, Exception):
             raise batch
@@ -133,11 +132,10 @@ class _MicroBatches(Dataset[Any]):
             return self._data.read(self._positions.at(number))
         except (UserError, RunStopped) as error:
             return error
-        except OSError as error:
-            return RunStopped(f"data cannot be read ({error}); {_GO_ON}")
 
     def _open(self) -> TrainingData:
-        data = TrainingData(self._config)
+        with failing_storage_stops():
+            data = TrainingData(self._config)
         if (data.identities, data.prompts_digest) != self._content:
             raise RunStopped("the data has changed since this run began; let whatever changes it end, and start again")
         return data

@@ -4,10 +4,13 @@ Opening looks at everything that is cheap to look at, in the main process, befor
 processes (trainer/data/loader.py) open the same again for themselves.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from configs.errors import RunStopped
 from configs.train_schema import DataIdentity, TrainConfig
 from pipeline.shards.pair_decoder import Target
 from pipeline.shards.reader import PairBatch
@@ -15,6 +18,18 @@ from pipeline.shards.records import Run
 from trainer.data.pair_stream import PairStream
 from trainer.data.positions import Positions
 from trainer.data.prompt_stream import PromptStream
+
+GO_ON = "the same command goes on from the last checkpoint"
+"""What to do about an error that is not the run's own."""
+
+
+@contextmanager
+def failing_storage_stops() -> Generator[None]:
+    """Turn an error of the storage, OSError, into RunStopped: the same line in the training process as in a worker."""
+    try:
+        yield
+    except OSError as error:
+        raise RunStopped(f"data cannot be read ({error}); {GO_ON}") from error
 
 
 @dataclass(frozen=True)
@@ -69,20 +84,21 @@ class TrainingData:
 
     @cached_property
     def held_out(self) -> PairBatch | None:
-        """The pairs that are never trained on; None if there are none. Read at the first use."""
-        return self._pairs.held_out() if self._pairs else None
+        """The pairs that are never trained on; None if there are none. Read at first use; raises as :meth:`read`."""
+        with failing_storage_stops():
+            return self._pairs.held_out() if self._pairs else None
 
     def read(self, positions: Positions) -> MicroBatch:
         """One micro-batch.
 
         Raises:
-            RunStopped: a shard is damaged; names it, and the command that mends it.
-            OSError: the storage failed.
+            RunStopped: a shard is damaged: names it, and the command that mends it; or the storage failed.
         """
-        return MicroBatch(
-            prompts=self._prompts.read(positions.prompts) if self._prompts and positions.prompts else [],
-            pairs=self._pairs.read(positions.pairs) if self._pairs and positions.pairs else None,
-        )
+        with failing_storage_stops():
+            return MicroBatch(
+                prompts=self._prompts.read(positions.prompts) if self._prompts and positions.prompts else [],
+                pairs=self._pairs.read(positions.pairs) if self._pairs and positions.pairs else None,
+            )
 
     def cursor(self, step: int) -> dict[str, Any]:
         """How far both streams are before a step. For people and for tools: the step alone is enough to go on."""

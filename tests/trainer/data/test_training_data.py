@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import time
@@ -27,6 +28,8 @@ from pipeline.shards.storage import Storage
 from pipeline.shards.writer import DamagedShard
 from trainer.data import loader, waiting
 from trainer.data.loader import MicroBatchLoader
+from trainer.data.pair_stream import PairStream
+from trainer.data.positions import Positions
 from trainer.data.prompt_stream import PromptReader
 from trainer.data.training_data import TrainingData
 
@@ -271,10 +274,19 @@ def test_a_storage_that_fails_is_a_line_too(root, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error", "s3://bucket/shards/x.tar")
 
-    monkeypatch.setattr(data._pairs, "read", fail)
+    monkeypatch.setattr(PairStream, "read", fail)
+    monkeypatch.setattr(PairStream, "held_out", fail)
+    line = r"^data cannot be read \(\[Errno 5\].*x.tar'\); the same"
     batches = MicroBatchLoader(data, rank=0, world=1, first_step=0)
-    with closing(batches), pytest.raises(RunStopped, match=r"^data cannot be read \(\[Errno 5\].*x.tar'\); the same"):
+    with closing(batches), pytest.raises(RunStopped, match=line):
         next(batches)
+    with pytest.raises(RunStopped, match=line):  # as the sample grid reads, in the training process itself
+        data.read(Positions(0, range(2), range(0)))
+    with pytest.raises(RunStopped, match=line):
+        _ = data.held_out
+    dataset = pickle.loads(pickle.dumps(loader._MicroBatches(data, loader.MicroBatchPositions(run(root), 0, 1))))
+    monkeypatch.setattr(PairStream, "__init__", fail)  # as a worker opens the data for itself
+    assert re.match(line, str(dataset[0]))
 
 
 def test_workers_give_the_same_stream_until_one_is_killed(root):
