@@ -254,6 +254,8 @@ class TrainConfig(Model):
             )
         if self.teacher.kind == "edm" and self.loss.guidance_scale != 1:
             raise ValueError("loss.guidance_scale: EDM networks know no empty condition to be guided from; set 1")
+        if self.teacher.kind == "edm" and self.loss.negative_prompt:
+            raise ValueError("loss.negative_prompt: EDM networks are not guided; leave it out")
         if self.loss.dm_on_pairs and self.loss.regression_weight == 0:
             raise ValueError("loss.dm_on_pairs: needs pairs, and with loss.regression_weight 0 none are read")
         return self

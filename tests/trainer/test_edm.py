@@ -149,6 +149,8 @@ def test_training_with_a_diffusers_network_goes_on_where_it_was(tmp_path: Path) 
 def test_guidance_and_a_rounded_teacher_are_refused(tmp_path: Path) -> None:
     for sections, message in (
         ({"loss": {"guidance_scale": 2.0}}, "EDM networks know no empty condition to be guided from"),
+        ({"loss": {"negative_prompt": "blurry"}}, r"loss\.negative_prompt: EDM networks are not guided"),
+        ({"loss": {"negative_prompt": "0"}}, r"loss\.negative_prompt: EDM networks are not guided"),
         ({"teacher": {"dtype": "float16"}}, r"teacher.dtype: float16 under precision float32"),
     ):
         with pytest.raises(ValueError, match=message):
