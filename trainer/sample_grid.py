@@ -133,7 +133,8 @@ def _images(
     for start in range(0, len(prompts), _BATCH_SIZE):
         z = noise[start : start + _BATCH_SIZE].to(teacher.device, torch.float32)
         condition = teacher.encode_prompts(prompts[start : start + _BATCH_SIZE])
-        images.append(teacher.decode(generate(z, condition)).cpu())
+        with torch.compiler.set_stance("force_eager"):  # compiled for these shapes too, training would be slower
+            images.append(teacher.decode(generate(z, condition)).cpu())
     return torch.cat(images)
 
 

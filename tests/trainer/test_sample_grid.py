@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -5,10 +6,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import tiny_edm
 from support.tiny_sd import build
 from torch import Tensor
 
-from configs.schema import DiffusersSampler, EdmHeunSampler, MixtureTeacherConfig, StableDiffusionTeacherConfig
+from configs.schema import (
+    DiffusersSampler,
+    EdmHeunSampler,
+    EdmTeacherConfig,
+    MixtureTeacherConfig,
+    StableDiffusionTeacherConfig,
+)
 from pipeline import teachers
 from pipeline.diffusion.denoiser import Denoiser
 from pipeline.diffusion.generator import OneStepGenerator
@@ -146,6 +154,25 @@ def test_the_teachers_columns_are_computed_once(teacher: Teacher, student: OneSt
     hook.remove()
     assert len(evaluations) == after_first > 0
     assert len(calls) == 4  # five samples are two batches
+
+
+def test_a_compiled_teacher_is_called_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    settings = EdmTeacherConfig(path=str(tiny_edm.build(tmp_path / "edm", label_dim=0)))
+    teacher = teachers.load(settings, CPU, compile=True)
+    prompts = [""] * 5
+    drawn = GridInputs.from_teacher(teacher, prompts, seed=3, guidance_scale=1.0, negative_prompt="", steps=2)
+    SampleGrid(teacher, drawn, torch.tensor(80.0)).write(tmp_path / "a.png", {})
+    assert graphs == []
+    with torch.no_grad():  # as training calls it
+        teacher.denoiser(torch.zeros(1, 3, 16, 16), torch.tensor(80.0), teacher.encode_prompts([""]))
+    assert graphs
 
 
 def test_pairs_bring_their_own_teacher_column(teacher: Teacher, student: OneStepGenerator, tmp_path: Path) -> None:
