@@ -27,6 +27,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import PositiveInt, ValidationError
 
 from configs.errors import UserError
@@ -319,6 +320,19 @@ class PromptTable:
             ids += part["prompt_id"].to_pylist()
             prompts += part["prompt"].to_pylist()
         return ids, prompts
+
+    def ids(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """The ids of some rows, which never decrease, as numbers: equal where the prompts are.
+
+        Made from the prompts, as a table's digest is; reads only the row groups that hold one of the rows.
+        """
+        parts = [np.zeros(0, np.uint64)]
+        bounds = np.searchsorted(rows, self.group_starts).tolist()
+        for number, (first, last) in enumerate(pairwise(bounds)):
+            if first < last:
+                prompts = self.group(number).take(pa.array(rows[first:last] - self.group_starts[number])).to_pylist()
+                parts.append(np.frombuffer(b"".join(_digest(prompt)[:8] for prompt in prompts), np.dtype(">u8")))
+        return np.concatenate(parts, dtype=np.uint64)
 
     def group(self, number: int) -> pa.ChunkedArray:
         """The prompts of one row group; compact, where a list of strings takes several times as much."""

@@ -4,7 +4,8 @@
 
 A sample that goes is counted for the first reason there is. Index and scores are read shard by shard, and only where
 the expression names one of their columns. Memory: some shards' tables, the commit records, and 8 bytes for each sample
-that the expression leaves.
+that the expression leaves. One of a prompt takes a row group of the prompt table, too, and a few times 8 bytes for each
+of its rows that has a sample left.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 
 from configs.errors import UserError
 from configs.score_schema import SelectPairsConfig
+from pipeline.prompts import PromptTable
 from pipeline.scoring.score_table import read_record, read_scores, score_names
 from pipeline.selecting.filter_expression import Condition, parse_conditions
 from pipeline.shards.dataset import Dataset
+from pipeline.shards.layout import PROMPTS
 from pipeline.shards.manifest import read_commits, read_indices
 from pipeline.shards.order import permutation
 from pipeline.shards.records import Commit
@@ -54,9 +57,9 @@ def select_pairs(config: SelectPairsConfig) -> None:
     num_stored = sum(commit.num_samples for commit in commits)
     ids = _filtered(dataset, commits, conditions, reasons)
     if config.dedupe_prompts:
-        prompts = ids // dataset.run.spec.pairs_per_prompt  # the prompts of a table are all different
-        first = np.diff(prompts, prepend=-1) != 0
-        ids, reasons["prompt has one already"] = ids[first], int((~first).sum())
+        num_left = len(ids)
+        ids = _one_of_a_prompt(dataset, ids)
+        reasons["prompt has one already"] = num_left - len(ids)
     if config.limit is not None and len(ids) > config.limit:
         reasons["over the limit"] = len(ids) - config.limit
         if config.sample_seed is not None:
@@ -91,6 +94,24 @@ def _filtered(
         parts.append(table[_ID].to_numpy())
     reasons |= failed
     return np.sort(np.concatenate(parts))
+
+
+def _one_of_a_prompt(dataset: Dataset, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of ids, which increase, the first of each prompt.
+
+    Raises:
+        UserError: the prompt table is not there, or not the one that the samples refer to.
+    """
+    table, spec = PromptTable.open(dataset.storage, PROMPTS), dataset.run.pairs
+    if table.digest != spec.prompts_digest:
+        raise UserError(
+            f"{dataset.storage.uri}/{PROMPTS}: not the prompt table of this dataset; "
+            f"put back the one with the digest {spec.prompts_digest[:16]}"
+        )
+    ids = ids[np.diff(ids // spec.pairs_per_prompt, prepend=-1) != 0]  # of each row of the table the first
+    # A table may repeat a prompt: one of classes does, and one with keep_duplicates.
+    _, first = np.unique(table.ids(ids // spec.pairs_per_prompt), return_index=True)
+    return ids[np.sort(first)]
 
 
 def _tables(dataset: Dataset, commits: Sequence[Commit], names: Sequence[str]) -> Iterator[pa.Table]:

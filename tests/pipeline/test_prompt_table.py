@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -49,6 +50,8 @@ def test_any_rows_are_those_of_the_file(prepare: Callable, small_pieces: None, d
         stop = data.draw(st.integers(start, number))
         ids, prompts = table.rows(start, stop)
         assert list(zip(ids, prompts, strict=True)) == rows[start:stop]
+        some = np.array(sorted(data.draw(st.lists(st.integers(0, number - 1)))), np.int64)
+        assert [f"{i:016x}" for i in table.ids(some).tolist()] == [rows[row][0] for row in some]
     for start, stop in ((-1, 1), (0, number + 1), (1, 0)):
         with pytest.raises(IndexError, match=r"table.parquet: no rows"):
             table.rows(start, stop)

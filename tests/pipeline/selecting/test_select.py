@@ -11,8 +11,11 @@ from support.rejected import REJECTED, make_with_rejected
 from support.toy import files, samples, toy_config
 
 from configs.errors import UserError
+from configs.schema import EdmTeacherConfig
 from configs.score_schema import ScoreRuntime, SelectPairsConfig
+from pipeline import prompts as prompts_module
 from pipeline.generate import generate_pairs
+from pipeline.prompts import write_rows
 from pipeline.scoring.score_shards import score_shards
 from pipeline.scoring.score_table import read_column
 from pipeline.selecting import select
@@ -22,6 +25,7 @@ from pipeline.shards.layout import key
 from pipeline.shards.reader import PairReader
 from pipeline.shards.selection import read_selection
 from pipeline.shards.storage import Storage
+from tests.support import tiny_edm
 from tests.support.scorers import Brightness
 
 
@@ -78,6 +82,42 @@ def test_one_pair_of_a_prompt(root, output, capsys):
     found = chosen(root, output, where="key != '000000008'", dedupe_prompts=True)
     assert found == [key(i) for i in (0, 9, 16, 24, 32)]
     assert counts(capsys.readouterr().out)["prompt has one already"] == 39 - 5
+
+
+def listed_twice(folder):
+    prompts = ["a red circle", "a blue square", "a red circle", "a grey dot", "a blue square", "a red circle", "a cup"]
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    return {"prompts": {"keep_duplicates": True}}
+
+
+def drawn_classes(folder):
+    teacher = EdmTeacherConfig(path=str(tiny_edm.build(folder / "teacher")))
+    return {"teacher": teacher, "prompts": {"path": "classes"}}
+
+
+@pytest.mark.parametrize("source", [listed_twice, drawn_classes])
+def test_one_pair_of_a_prompt_that_the_table_repeats(tmp_path, output, capsys, monkeypatch, source):
+    monkeypatch.setattr(prompts_module, "_ROW_GROUP", 3)  # so that a prompt comes again in another row group
+    spec = {"pairs_per_prompt": 2, "num_samples": 14}
+    generate_pairs(toy_config(tmp_path / "root", tmp_path, **source(tmp_path), spec=spec))
+    prompt_of = {name: row["prompt"] for name, (_, row) in samples(tmp_path / "root").items()}
+    for where in ("key >= '000000000'", "key >= '000000001'", "key not in ['000000002', '000000003', '000000008']"):
+        left = chosen(tmp_path / "root", output, where=where)
+        first = {prompt_of[name]: name for name in reversed(left)}
+        assert len(first) < len({int(name) // 2 for name in left})  # fewer prompts than rows of the table
+        capsys.readouterr()
+        assert chosen(tmp_path / "root", output, where=where, dedupe_prompts=True) == sorted(first.values())
+        assert counts(capsys.readouterr().out)["prompt has one already"] == len(left) - len(first)
+
+
+def test_prompts_of_another_table_tell_nothing(root, output, tmp_path):
+    other = shutil.copytree(root, tmp_path / "root")
+    write_rows(other / "prompts.parquet", ["a red circle"] * 5, "another")
+    assert len(chosen(other, output)) == 40
+    output.unlink()
+    with pytest.raises(UserError, match=r"prompts.parquet: not the prompt table of this dataset; put back"):
+        select_pairs(SelectPairsConfig(root=str(other), output=str(output), dedupe_prompts=True))
+    assert not output.exists()
 
 
 def test_a_limit_takes_the_first_and_a_seed_takes_any(root, output, capsys):
