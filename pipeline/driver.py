@@ -129,7 +129,11 @@ class StopRequest:
 
     @contextmanager
     def installed(self) -> Iterator["StopRequest"]:
-        """Handle the signals inside the context. To be entered after ``ray.init``, which installs its own handler."""
+        """Handle the signals inside the context, and leave them to their handlers of before when it ends.
+
+        For the main thread. Ray may be joined before or inside the context: a handler that
+        :func:`pipeline.ray_executor.connect` finds stays in place.
+        """
         previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self

@@ -16,6 +16,7 @@ dies loses no finished shard and a retry cannot write a second copy under anothe
 import math
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -89,6 +90,8 @@ class _Handle:
 def connect() -> None:
     """Join the cluster of the job or of RAY_ADDRESS, else one on this machine, else start one for this process.
 
+    A handler of SIGTERM that is installed stays. Where there is none, Ray installs one that ends the process.
+
     Raises:
         UserError: RAY_ADDRESS is no address.
         RunStopped: RAY_ADDRESS is that of a cluster that does not answer.
@@ -97,7 +100,7 @@ def connect() -> None:
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
-        with _one_attempt() if address else nullcontext():
+        with _own_sigterm_handler(), _one_attempt() if address else nullcontext():
             ray.init(log_to_driver=False, configure_logging=False)
     except ValueError as error:
         if address is None or "address" not in str(error):
@@ -123,6 +126,22 @@ def _one_attempt() -> Generator[None]:
         yield
     finally:
         del os.environ[name]
+
+
+@contextmanager
+def _own_sigterm_handler() -> Generator[None]:
+    """Put back the handler of SIGTERM that ``ray.init`` replaces by one that ends the process at once.
+
+    Not where there was none, nor one of C code (None), which Python cannot install; nor in another thread than the main
+    one, where Ray installs none either.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        is_pythons = handler is not None and handler != signal.SIG_DFL
+        if is_pythons and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 class RayExecutor(Generic[Result]):

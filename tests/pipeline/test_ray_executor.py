@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from configs.errors import RunStopped, UserError
 from configs.schema import PairsRuntime
 from pipeline.driver import StopRequest, drive
 from pipeline.generate import generate_pairs
-from pipeline.ray_executor import RayExecutor
+from pipeline.ray_executor import RayExecutor, connect
 from pipeline.ray_head import ray_head
 from tests.support import workers
 
@@ -241,6 +242,23 @@ def run_shards(executor, shards):
     recorder = Recorder()
     drive(executor, shards, recorder, StopRequest(), max_errors_per_shard=3, max_crashes_per_shard=10)
     return recorder
+
+
+@pytest.mark.parametrize("address", ["right", "wrong"])
+def test_a_stop_request_made_before_ray_is_met_is_heard_afterwards(connected, monkeypatch, address):
+    """As an evaluation does: it handles SIGTERM all along, and each system's drawing handles it meanwhile."""
+    if address == "wrong":
+        monkeypatch.setenv("RAY_ADDRESS", "no address")
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest().installed() as evaluation:
+        with nullcontext() if address == "right" else pytest.raises(UserError, match="RAY_ADDRESS"):
+            connect()
+        with StopRequest().installed() as drawing:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert (drawing.requested, evaluation.requested) == (True, False)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert evaluation.requested
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_broken_actor_does_not_park_the_dataset(connected, tmp_path):
