@@ -164,7 +164,12 @@ class RayExecutor(Generic[Result]):
         self._failed_loads = 0  # since an actor was last brought up
         self._num_loaded = 0
         self._looked_at_cluster = -math.inf
-        self._check_resources()
+        self._asked_for_node = False
+        try:
+            self._check_resources()
+        except BaseException:  # also a signal, while it waits
+            self._withdraw_request()
+            raise
 
     @property
     def in_flight(self) -> int:
@@ -225,6 +230,7 @@ class RayExecutor(Generic[Result]):
         for handle in self._handles:
             ray.kill(handle.actor)
         self._handles.clear()
+        self._withdraw_request()
 
     def _able(self) -> list[_Handle]:
         """The actors that may be given work.
@@ -347,8 +353,18 @@ class RayExecutor(Generic[Result]):
                     f"{key}: no node of the cluster has {what} for one actor; ask for less, "
                     "or set runtime.wait_for_resources_s if nodes are still to come"
                 )
+            self._asked_for_node = True
             request_resources(bundles=[{name: need for name, need in self._needs().items() if need > 0}])
             time.sleep(1.0)
+
+    def _withdraw_request(self) -> None:
+        """Let the autoscaler take the node back: it keeps up what was asked for until it is told otherwise.
+
+        Not before the end. Where the node is lost meanwhile, with its actor, the request is what brings another one.
+        """
+        if self._asked_for_node:
+            request_resources(bundles=[])
+            self._asked_for_node = False
 
     def _needs(self) -> dict[str, float]:
         return {"CPU": self._runtime.cpus_per_actor, "GPU": self._runtime.gpus_per_actor}

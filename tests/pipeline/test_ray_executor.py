@@ -13,7 +13,9 @@ import sys
 import time
 from contextlib import nullcontext
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -25,6 +27,7 @@ from support.toy import files, shard_bytes, toy_config
 
 from configs.errors import RunStopped, UserError
 from configs.schema import PairsRuntime
+from pipeline import ray_executor
 from pipeline.driver import StopRequest, drive
 from pipeline.generate import generate_pairs
 from pipeline.ray_executor import RayExecutor, connect
@@ -290,6 +293,53 @@ def test_actors_that_fit_nowhere_are_refused_before_anything_is_written(connecte
         with pytest.raises(UserError, match=message):
             generate_pairs(config)
     assert not (tmp_path / "root").exists()
+
+
+def requested_of_autoscaler():
+    """What the cluster is told to have room for, whatever runs there."""
+    from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or "[]")
+
+
+@pytest.mark.parametrize("end", [UserError, KeyboardInterrupt])
+def test_a_node_that_did_not_come_is_asked_for_no_longer(connected, tmp_path, monkeypatch, end):
+    asked = []
+
+    def wait(seconds):
+        asked.append(requested_of_autoscaler())
+        if end is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        time.sleep(seconds)
+
+    monkeypatch.setattr(ray_executor, "time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
+    with pytest.raises(end):
+        RayExecutor(partial(workers.IdleWorker, tmp_path), PairsRuntime(cpus_per_actor=64, wait_for_resources_s=0.5))
+    assert asked == [[{"CPU": 64}]]
+    assert requested_of_autoscaler() == []
+
+
+def test_a_node_that_came_is_asked_for_until_the_run_ends(connected, tmp_path, monkeypatch):
+    rooms = chain([0], repeat(2))  # as if the node came a second later
+    monkeypatch.setattr(RayExecutor, "_room", lambda self: next(rooms))
+    executor = RayExecutor(partial(workers.IdleWorker, tmp_path), PairsRuntime(wait_for_resources_s=60))
+    recorder = run_shards(executor, range(3))
+    assert requested_of_autoscaler() == [{"CPU": 1}]
+    executor.close()
+    assert requested_of_autoscaler() == []
+    assert sorted(recorder.done) == [0, 1, 2]
+
+
+def test_a_run_that_finds_room_leaves_the_requests_of_others(connected, tmp_path):
+    from ray.autoscaler.sdk import request_resources
+
+    connect()
+    request_resources(bundles=[{"CPU": 2}])
+    executor = RayExecutor(partial(workers.IdleWorker, tmp_path), PairsRuntime())
+    executor.close()
+    assert requested_of_autoscaler() == [{"CPU": 2}]
+    request_resources(bundles=[])
 
 
 def test_a_teacher_that_loads_nowhere_ends_the_run(connected, tmp_path):
