@@ -20,6 +20,7 @@ import psutil
 from configs.demo_schema import DemoConfig
 from configs.errors import RunStopped, UserError
 from pipeline.demo_record import DemoRecord
+from pipeline.installed_command import installed_command
 from pipeline.ray_head import ray_head
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -40,12 +41,13 @@ def run_demo(config: DemoConfig) -> None:
     """Make pairs, train on them in two phases, evaluate, and say where the report is.
 
     Raises:
-        UserError: a part's config is not there, or the output can be no folder; nothing was started.
+        UserError: Ray, accelerate or a part's config is not there, or the output can be no folder; nothing was started.
         RunStopped: a part failed; its own message is above.
     """
     output = Path(config.output).absolute()
     pairs, regression, run, evaluation = (output / name for name in ("pairs", "regression", "run", "evaluation"))
     started = time.monotonic()
+    ray, accelerate = installed_command("ray", extra="ray"), installed_command("accelerate", extra="train")
     configs = (_ROOT / config.configs).absolute()
     for name in ("pairs.yaml", "train_regression.yaml", "train.yaml", "evaluate.yaml"):
         if not (configs / name).is_file():
@@ -56,14 +58,14 @@ def run_demo(config: DemoConfig) -> None:
 
     os.environ.update(_KEEP_MEMORY)  # of the parts, and of the actors that the Ray head starts
     record = DemoRecord(output, config.cpus)
-    launch = [_tool("accelerate"), "launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
+    launch = [accelerate, "launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
     launch += [f"--num_cpu_threads_per_process={config.cpus}"]  # not told, it lets the trainer have one
     launch += ["--dynamo_backend=no"]
     with _signals_raise():
         generate = ["--working-dir", ".", "--", "python", *script("stages/generate_pairs.py", "pairs.yaml", pairs)]
         typed = ["ray", "job", "submit", *generate]
         with record.part("pairs", typed, "pairs/README.md"), ray_head(num_cpus=config.cpus) as head:
-            _run([_tool("ray"), "job", "submit", "--address", head.jobs, *generate])
+            _run([ray, "job", "submit", "--address", head.jobs, *generate])
         learn = [*launch, *script("trainer/run.py", "train_regression.yaml", regression), "--data.pairs", str(pairs)]
         with record.part("regression", learn, "regression/README.md"):
             _run(learn)
@@ -76,10 +78,6 @@ def run_demo(config: DemoConfig) -> None:
             _run(evaluate)
     minutes = (time.monotonic() - started) / 60
     print(f"\n{minutes:.1f} minutes; open {evaluation}/report.html; remove everything with rm -r {output}")
-
-
-def _tool(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
 
 
 def _run(command: Sequence[str]) -> None:

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.installed_command import installed_command
+
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
 
@@ -47,12 +49,14 @@ def ray_head(num_cpus: int, num_gpus: int | None = None) -> Iterator[RayHead]:
         num_gpus: GPUs it offers; None lets Ray count them.
 
     Raises:
+        UserError: Ray is not installed.
         RuntimeError: it does not come up; carries the end of Ray's own output.
     """
+    ray = installed_command("ray", extra="ray")
     port, dashboard, agent, client = _free_ports(4)
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray puts sockets below it, whose paths are limited
     command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
+        ray, "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
         f"--num-cpus={num_cpus}", f"--temp-dir={folder}",

@@ -20,12 +20,13 @@ from configs.schema import DemoPairsConfig
 def main() -> None:
     """Entry point."""
     config = parse(DemoPairsConfig, description=__doc__)
+    from pipeline.installed_command import installed_command
     from pipeline.ray_head import ray_head
 
     output = str(Path(config.output).absolute())
     generate = ["stages/generate_pairs.py", "--config", "configs/toy/pairs.yaml", "--output", output]
     with ray_head(num_cpus=config.cpus) as head:
-        submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", head.jobs]
+        submit = [installed_command("ray", extra="ray"), "job", "submit", "--address", head.jobs]
         _run([*submit, "--working-dir", ".", "--", "python", *generate])
     _run([sys.executable, "stages/verify_shards.py", output, "--deep", "16"])
     print(f"\nopen {output}/README.md and {output}/contact_sheet.png; remove it with rm -r {output}")
