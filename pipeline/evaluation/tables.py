@@ -65,10 +65,10 @@ def _sentence(student: SystemResult, teacher: SystemResult | None) -> str:
         for name in names
     )
     ratio = speed_up(student, teacher)
-    faster = "" if ratio is None else f" and {ratio:.3g} times as many images a second"
+    faster = "" if ratio is None else f" and {number(ratio, 3)} times as many images a second"
     return (
         f"{sentence}; {teacher.title}: {theirs or 'likewise'} in {_calls(teacher.evaluations)}. "
-        f"That is 1/{teacher.evaluations / student.evaluations:.3g} of the evaluations{faster}."
+        f"That is 1/{number(teacher.evaluations / student.evaluations, 3)} of the evaluations{faster}."
     )
 
 

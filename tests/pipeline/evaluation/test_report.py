@@ -133,8 +133,14 @@ def test_what_a_student_saves():
     assert [row[3] for row in tables.rows(report)] == ["6.25 x", "1.00 x", "50.0 x"]
     assert tables.summary(report) == [
         "student: FID 2.000 in 1 evaluation an image; b: 1.500 in 100 evaluations. "
-        "That is 1/100 of the evaluations and 50 times as many images a second."
+        "That is 1/100 of the evaluations and 50.0 times as many images a second."
     ]
+
+
+def test_a_sentence_has_no_exponent_either():
+    student = system("student", 1, is_student=True)
+    (sentence,) = tables.summary(small_report(system("a", 2000, seconds=1500.0), student))
+    assert sentence.endswith("That is 1/2,000 of the evaluations and 1,500 times as many images a second.")
 
 
 def test_text_is_not_taken_for_markup():
