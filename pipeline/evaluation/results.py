@@ -26,7 +26,7 @@ class Timing(Model):
     batch_size: int
     """Images of a batch."""
     device: str
-    """Its name."""
+    """Its name and the precision of the networks: only times that agree in both compare."""
     total: tuple[float, float, float]
     """Lower quartile, median, upper quartile of text encoder, network and decoder together."""
     text_encoder: float
@@ -75,9 +75,9 @@ class SystemResult(Model):
     """Of the pipeline they were drawn with."""
 
     @property
-    def images_per_second(self) -> float | None:
-        """From prompts to pictures, at the batch size that gives most."""
-        return max((timing.images_per_second for timing in self.timings), default=None)
+    def fastest(self) -> Timing | None:
+        """At the batch size that gives most images a second."""
+        return max(self.timings, key=lambda timing: timing.images_per_second, default=None)
 
 
 class Report(Model):

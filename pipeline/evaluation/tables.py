@@ -25,9 +25,11 @@ def rows(report: Report) -> list[list[str]]:
 def _row(report: Report, system: SystemResult, teacher: SystemResult | None) -> list[str]:
     cells = [system.title, f"{system.evaluations:,}"]
     if _timed(report.systems):
-        speed = system.images_per_second
-        ratio = speed_up(system, teacher)
-        cells += ["" if speed is None else number(speed, 3), "" if ratio is None else f"{number(ratio, 3)} x"]
+        fastest, ratio = system.fastest, speed_up(system, teacher)
+        cells += [
+            "" if fastest is None else number(fastest.images_per_second, 3),
+            "" if ratio is None else f"{number(ratio, 3)} x",
+        ]
     for name in columns(report.systems):
         value = system.numbers.get(name)
         cells.append("" if value is None else number(value, metric(name).digits))
@@ -40,7 +42,9 @@ def meanings(report: Report) -> list[tuple[str, str]]:
     found = [("evaluations", "network evaluations of one image, guidance included")]
     if _timed(report.systems):
         found.append(("images/s", "from prompts to pictures, at the batch size that gives most, median"))
-        found.append(("faster", "its images/s over those of the teacher with most evaluations"))
+        found.append(
+            ("faster", "its images/s over those that the same device has of the teacher with most evaluations")
+        )
     found += [(metric(name).title, metric(name).meaning) for name in columns(report.systems)]
     reference = report.protocol.get("reference")
     if isinstance(reference, dict) and reference.get("kid") != KID_GIVEN:
@@ -73,10 +77,11 @@ def _sentence(student: SystemResult, teacher: SystemResult | None) -> str:
 
 
 def speed_up(system: SystemResult, teacher: SystemResult | None) -> float | None:
-    """How many times as many images a second as the teacher; None where either was not timed."""
-    if teacher is None or not system.images_per_second or not teacher.images_per_second:
+    """How many times as many images a second as the teacher; None unless one device has timed both."""
+    ours, theirs = system.fastest, teacher.fastest if teacher is not None else None
+    if ours is None or theirs is None or ours.device != theirs.device:
         return None
-    return system.images_per_second / teacher.images_per_second
+    return ours.images_per_second / theirs.images_per_second
 
 
 def timing_rows(report: Report) -> list[list[str]]:

@@ -96,9 +96,9 @@ def test_the_grid_shows_the_images_of_each_system(finished, page, report):
     assert set(report.grid.values()) <= set(evaluation.PROMPTS)
 
 
-def system(name, evaluations, fid=1.0, seconds=1.0, **changes):
+def system(name, evaluations, fid=1.0, seconds=1.0, device="cpu", **changes):
     timing = Timing(
-        batch_size=4, device="cpu", total=(seconds, seconds, seconds), text_encoder=0.0, network=seconds, decoder=0.0
+        batch_size=4, device=device, total=(seconds, seconds, seconds), text_encoder=0.0, network=seconds, decoder=0.0
     )
     return SystemResult(
         **{
@@ -135,6 +135,15 @@ def test_what_a_student_saves():
         "student: FID 2.000 in 1 evaluation an image; b: 1.500 in 100 evaluations. "
         "That is 1/100 of the evaluations and 50.0 times as many images a second."
     ]
+
+
+def test_times_of_two_devices_are_not_divided():
+    student = system("student", 1, 2.0, 0.01, device="H100, float32", is_student=True)
+    few, teacher = system("a", 8, seconds=5.0), system("b", 100, seconds=10.0, device="cpu, 2 threads, float32")
+    report = small_report(few, teacher, student)
+    assert [row[2:4] for row in tables.rows(report)] == [["0.800", ""], ["0.400", "1.00 x"], ["400", ""]]
+    (sentence,) = tables.summary(report)
+    assert sentence.endswith("That is 1/100 of the evaluations.")
 
 
 def test_a_sentence_has_no_exponent_either():
