@@ -5,12 +5,12 @@
 
     EVAL_DIR/prompts.parquet      the prompts of all systems
     EVAL_DIR/images/SYSTEM/       a pair dataset with pictures, and its scores/
-    EVAL_DIR/results/SYSTEM.json  its numbers and times, with a digest of all they depend on
+    EVAL_DIR/results/SYSTEM.json  its numbers and times, with a digest of what they depend on
     EVAL_DIR/grid/SYSTEM/         the pictures that the report shows
     EVAL_DIR/report.*             the report, with quality.png and grid.png
 
 Each step finds what is done already, so the same command again goes on where it stopped, and its numbers are those of
-an uninterrupted run. Times are measured once, when nothing else runs here.
+an uninterrupted run. Times are measured when nothing else runs here, once on a device: all of a page are of one.
 """
 
 import tempfile

@@ -1,7 +1,8 @@
 """The numbers of each system, from the tables of scores beside its images; nothing here draws an image.
 
 Numbers are functions of tables, images, reference and config. What was found of a system is kept with a digest of all
-that, and taken from there the next time: numbers need not be computed twice, and images may be removed.
+that, and taken from there the next time: numbers need not be computed twice, and images may be removed. Times that are
+missing, or of another device than this machine's, are measured by the machine that finds them so.
 """
 
 import hashlib
@@ -125,17 +126,28 @@ class Measurements:
         self._stopwatch = Stopwatch(config.latency, config.runtime, go_on) if config.latency is not None else None
 
     def of(self, system: System) -> SystemResult:
-        """The result of a system whose tables are in."""
+        """The result of a system whose tables are in: what is kept of it, and what is missing found now."""
         self._go_on()
-        dataset, config = system.dataset, self._yardstick.config
+        dataset = system.dataset
         is_paired = not self._teacher.is_student and system.name != self._teacher.name
         teacher = self._teacher.dataset if is_paired else None
-        digest, path = self._yardstick.digest(dataset, teacher), f"results/{system.name}.json"
-        if (kept := _kept(self._storage, path, digest)) is not None:
-            return kept
-        print(f"{system.title}: measuring", flush=True)
-        about = summary(dataset, read_commits(dataset), 0)
-        result = SystemResult(
+        digest = self._yardstick.digest(dataset, teacher)
+        result = self._kept(system, digest)
+        if result is None:
+            print(f"{system.title}: measuring", flush=True)
+            result = self._measured(system, dataset, teacher)
+            self._keep(result, digest)  # before it is timed, which another machine may have to do
+        if self._stopwatch is not None and not self._stopwatch.has_timed(result.timings):
+            result = result.model_copy(update={"timings": self._stopwatch.time(system)})
+            self._keep(result, digest)
+        return result
+
+    def _measured(self, system: System, dataset: Dataset, teacher: Dataset | None) -> SystemResult:
+        """All but the times. The pictures of the grid are kept on the way."""
+        config, about = self._yardstick.config, summary(dataset, read_commits(dataset), 0)
+        shown = shown_ids(dataset.run.spec.num_samples, config.images_per_prompt, config.grid_prompts)
+        keep_tiles(self._storage, system.name, dataset, shown)
+        return SystemResult(
             name=system.name,
             title=system.title,
             family=system.name if system.is_student else "teacher",
@@ -146,33 +158,36 @@ class Measurements:
             num_images=about["num_samples"],
             num_rejected=about["num_rejected"],
             numbers=self._yardstick.numbers(dataset, teacher),
-            timings=self._stopwatch.time(system) if self._stopwatch is not None else (),
+            timings=(),
             fingerprint=dataset.run.fingerprint,
             content_sha256=about["content_sha256"],
             weights_digest=dataset.run.spec.teacher.weights_digest,
         )
-        shown = shown_ids(dataset.run.spec.num_samples, config.images_per_prompt, config.grid_prompts)
-        keep_tiles(self._storage, system.name, dataset, shown)
-        self._storage.write(path, _Kept(digest=digest, result=result).model_dump_json(indent=1).encode())
-        return result
+
+    def _keep(self, result: SystemResult, digest: str) -> None:
+        self._storage.write(_path(result.name), _Kept(digest=digest, result=result).model_dump_json(indent=1).encode())
+
+    def _kept(self, system: System, digest: str) -> SystemResult | None:
+        """The result that is kept, if it is of the same images and settings."""
+        try:
+            kept = _Kept.model_validate_json(self._storage.read(_path(system.name)))
+        except (FileNotFoundError, ValidationError):
+            return None
+        return kept.result if kept.digest == digest else None
 
 
 class _Kept(Model):
     """``results/SYSTEM.json``."""
 
     digest: str
-    """Of all that the result depends on."""
+    """Of all that the result depends on, but for the device that timed it, which the times name."""
     result: SystemResult
     """What was found."""
 
 
-def _kept(storage: Storage, path: str, digest: str) -> SystemResult | None:
-    """The result that is kept, if it is of the same images and settings."""
-    try:
-        kept = _Kept.model_validate_json(storage.read(path))
-    except (FileNotFoundError, ValidationError):
-        return None
-    return kept.result if kept.digest == digest else None
+def _path(name: str) -> str:
+    """Where the result of a system lies below an evaluation's folder."""
+    return f"results/{name}.json"
 
 
 def _content(dataset: Dataset) -> str:

@@ -26,7 +26,7 @@ class Timing(Model):
     batch_size: int
     """Images of a batch."""
     device: str
-    """Its name and the precision of the networks: only times that agree in both compare."""
+    """Its name, how the network was prepared for it, and the precision: only times that agree in all of it compare."""
     total: tuple[float, float, float]
     """Lower quartile, median, upper quartile of text encoder, network and decoder together."""
     text_encoder: float
@@ -66,7 +66,7 @@ class SystemResult(Model):
     numbers: dict[str, float]
     """Metric (see :data:`METRICS`) -> value."""
     timings: tuple[Timing, ...]
-    """Empty when they were not asked for."""
+    """Empty when they were not asked for, or no machine with the device has come to take them yet."""
     fingerprint: str
     """Of the dataset of its images."""
     content_sha256: str

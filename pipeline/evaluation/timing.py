@@ -1,6 +1,6 @@
 """Systems timed on one device, one after the other, each pipeline loaded once for all its step counts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -10,14 +10,14 @@ from configs.schema import PairsRuntime, TeacherConfig
 from pipeline import teachers
 from pipeline.evaluation.results import Timing
 from pipeline.evaluation.systems import System
-from pipeline.metrics.latency import measure_latency
+from pipeline.metrics.latency import device_name, measure_latency
 from pipeline.prompts import PromptTable
 from pipeline.shards.layout import PROMPTS
 from pipeline.teachers.base import Teacher
 
 
 class Stopwatch:
-    """Times systems with the device and the settings that workers have.
+    """Times systems with the device, the settings and the number of threads that workers have.
 
     Args:
         config: batch sizes and repeats.
@@ -30,13 +30,25 @@ class Stopwatch:
         self._runtime = runtime
         self._go_on = go_on
         self._load = cache(self._load_anew)
+        self._device = torch.device("cuda" if runtime.gpus_per_actor > 0 else "cpu")
+        self._is_here = self._device.type == "cpu" or torch.cuda.is_available()
+        torch.set_num_threads(max(1, round(runtime.cpus_per_actor)))
+
+    def has_timed(self, timings: Sequence[Timing]) -> bool:
+        """Whether times that are kept will do: there are some, and no other device or preparation of the network here.
+
+        Where workers have GPUs and this process has not, any will do: it has none to put in their place.
+        """
+        names = {
+            timing.device.rpartition(", ")[0] for timing in timings
+        }  # without the precision, which is the system's
+        return bool(names) and (not self._is_here or names == {self._name()})
 
     def time(self, system: System) -> tuple[Timing, ...]:
         """One timing a batch size, of its first prompt; none where workers have GPUs and this process has not."""
-        if self._runtime.gpus_per_actor > 0 and not torch.cuda.is_available():
+        if not self._is_here:
             print(f"{system.title}: not timed, runtime.gpus_per_actor asks for a GPU and this machine has none")
             return ()
-        torch.set_num_threads(max(1, round(self._runtime.cpus_per_actor)))
         spec = system.pairs.spec
         prompt = PromptTable.open(system.dataset.storage, PROMPTS).rows(0, 1)[1][0]
         found: list[Timing] = []
@@ -57,7 +69,7 @@ class Stopwatch:
             found.append(
                 Timing(
                     batch_size=batch_size,
-                    device=f"{latency.device}, {latency.dtype}",
+                    device=f"{self._name()}, {latency.dtype}",
                     total=(total.lower, total.median, total.upper),
                     text_encoder=latency.text_encoder.median,
                     network=latency.network.median,
@@ -66,7 +78,11 @@ class Stopwatch:
             )
         return tuple(found)
 
+    def _name(self) -> str:
+        """The device and what makes a network faster on it: times that differ in it do not compare."""
+        prepared = {"compiled": self._runtime.compile, "channels last": self._runtime.channels_last}
+        return ", ".join([device_name(self._device), *(name for name, is_so in prepared.items() if is_so)])
+
     def _load_anew(self, config: TeacherConfig) -> Teacher:
-        device = torch.device("cuda" if self._runtime.gpus_per_actor > 0 else "cpu")
         runtime = self._runtime
-        return teachers.load(config, device, compile=runtime.compile, channels_last=runtime.channels_last)
+        return teachers.load(config, self._device, compile=runtime.compile, channels_last=runtime.channels_last)

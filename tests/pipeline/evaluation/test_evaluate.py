@@ -18,8 +18,12 @@ from support.pictures import save_pictures
 from support.toy import samples
 
 from configs.errors import RunStopped, UserError
+from configs.evaluate_schema import LatencyConfig
+from configs.schema import PairsRuntime
 from pipeline.evaluation import evaluate as module
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.results import Timing
+from pipeline.evaluation.timing import Stopwatch
 from pipeline.metrics.paired import pixel_distance
 from pipeline.noise import noise
 from pipeline.scoring.score_worker import ScoreWorker
@@ -179,6 +183,62 @@ def test_a_signal_while_systems_are_timed_is_heeded_before_the_next_batch(world,
     assert len(calls) == 1
     evaluate(evaluation.config(world, output))
     assert without_times(output) == without_times(finished)
+
+
+def devices(output):
+    return [{timing["device"] for timing in system["timings"]} for system in report(output)["systems"]]
+
+
+def asks_for_a_gpu(world, output):
+    """The same evaluation for workers with GPUs; its images are drawn, so none has to come up."""
+    runtime = {**evaluation.settings(world, output)["runtime"], "gpus_per_actor": 1}
+    return evaluation.config(world, output, runtime=runtime)
+
+
+def test_what_a_machine_cannot_time_the_next_one_times(world, finished, tmp_path, monkeypatch, capsys):
+    output = shutil.copytree(finished, tmp_path / "tiny")
+    shutil.rmtree(output / "results")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    evaluate(asks_for_a_gpu(world, output))
+    assert devices(output) == [set(), set(), set()]
+    capsys.readouterr()
+    evaluate(evaluation.config(world, output, keep_images=False))
+    assert devices(output) == devices(finished) == [{"cpu, 1 threads, float32"}] * 3
+    assert without_times(output) == without_times(finished)
+    assert "measuring" not in capsys.readouterr().out  # its numbers were kept
+
+
+def test_times_of_another_device_are_taken_again_where_there_is_one(world, finished, tmp_path, monkeypatch):
+    output = shutil.copytree(finished, tmp_path / "tiny")
+    elsewhere = output / "results" / "teacher-3.json"
+    elsewhere.write_text(elsewhere.read_text().replace("cpu, 1 threads", "NVIDIA H100"))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: False)
+        evaluate(asks_for_a_gpu(world, output))  # none to put in their place
+    mixed = [{"NVIDIA H100, float32"}, {"cpu, 1 threads, float32"}, {"cpu, 1 threads, float32"}]
+    assert devices(output) == mixed
+    others = report(output)["systems"][1:]
+    evaluate(evaluation.config(world, output))
+    assert devices(output) == devices(finished)
+    assert report(output)["systems"][1:] == others  # their times were of this device
+    assert without_times(output) == without_times(finished)
+
+
+def test_times_of_a_compiled_network_are_others_on_the_same_device():
+    def stopwatch(**changes):
+        return Stopwatch(LatencyConfig(), PairsRuntime(**changes), lambda: None)
+
+    def timed(device):
+        return [Timing(batch_size=1, device=device, total=(1, 1, 1), text_encoder=0, network=1, decoder=0)]
+
+    eager, both = timed("cpu, 1 threads, bfloat16"), timed("cpu, 1 threads, compiled, channels last, bfloat16")
+    for settings, expected in (
+        ({}, (True, False)),
+        ({"compile": True}, (False, False)),
+        ({"compile": True, "channels_last": True}, (False, True)),
+    ):
+        assert tuple(map(stopwatch(**settings).has_timed, (eager, both))) == expected
+    assert not stopwatch().has_timed([*eager, *both])
 
 
 def test_a_shard_is_scored_while_the_next_is_drawn(world, tmp_path, monkeypatch):
