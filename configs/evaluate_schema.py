@@ -114,8 +114,8 @@ class EvaluateConfig(Model):
     teacher_steps: tuple[PositiveInt, ...] = (50, 16, 8, 4, 2, 1)
     """Steps of the teacher's sampler: one system each."""
     pairs: str | None = None
-    """A pair dataset that stands for the teacher with most steps, so that it is not drawn again: one with images and
-    these very settings, noises and prompts, such as OTHER_EVALUATION/images/teacher-50."""
+    """A pair dataset that stands for the teacher with most steps, so that it is not drawn again: one with lossless
+    images and these very settings, noises and prompts, such as OTHER_EVALUATION/images/teacher-50."""
     sampler: SamplerConfig = DiffusersSampler(scheduler="DDIMScheduler", options={"timestep_spacing": "trailing"})
     """The teacher's sampler; teacher_steps says how many steps."""
     guidance_scale: Annotated[float, Field(ge=0)] = 1.0

@@ -161,13 +161,18 @@ def existing_pairs(config: EvaluateConfig, system: System, prompts: PromptTable)
         prompts: of the evaluation.
 
     Raises:
-        UserError: there is no finished dataset with images, or it was drawn in another way.
+        UserError: there is no finished dataset with lossless images, or it was drawn in another way.
     """
     assert config.pairs is not None
     dataset = Dataset.open(Storage.open(config.pairs))
     spec, wanted = dataset.run.spec, system.pairs.spec
     if dataset.sealed is None or spec.fields.image == "none":
         raise UserError(f"pairs: {config.pairs} is not finished, or has no images; name a finished one with images")
+    if spec.fields.image == "jpg":  # the images of other systems are drawn as png
+        raise UserError(
+            f"pairs: {config.pairs} has jpg images, whose error would count as the teacher's; name pairs of png or "
+            "webp, or leave it out to have them drawn"
+        )
     identity = {"prompts_digest": prompts.digest, "weights_digest": teachers.identify(config.teacher).weights_digest}
     here = {
         **wanted.model_dump(mode="json", exclude={"fields"}),

@@ -23,9 +23,12 @@ from configs.schema import PairsRuntime
 from pipeline.evaluation import evaluate as module
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.results import Timing
+from pipeline.evaluation.systems import build_systems
 from pipeline.evaluation.timing import Stopwatch
+from pipeline.generate import generate_pairs
 from pipeline.metrics.paired import pixel_distance
 from pipeline.noise import noise
+from pipeline.prompts import prepare_prompts
 from pipeline.scoring.score_worker import ScoreWorker
 from pipeline.shards.members import decode_image, to_uint8
 from pipeline.teachers.stable_diffusion import StableDiffusionTeacher
@@ -335,6 +338,17 @@ def test_a_run_directory_gives_its_average_and_is_described(world, finished, tmp
     assert "(curves.png)" in (output / "report.md").read_text()
 
 
+def teacher_as_jpg(world, output):
+    """The very pairs of the teacher with most steps, but for how their pictures are stored."""
+    config = evaluation.config(world, output)
+    prepare_prompts(config.prompts, str(output.with_suffix(".parquet")))
+    pairs = build_systems(config, str(output.with_suffix(".parquet")))[0].pairs
+    fields = pairs.spec.fields.model_copy(update={"image": "jpg"})
+    spec = pairs.spec.model_copy(update={"fields": fields})
+    generate_pairs(pairs.model_copy(update={"output": str(output), "spec": spec}))
+    return output
+
+
 def wrong(world, tmp_path, finished):
     """Name -> (changes, what the line says)."""
     short, partial = tmp_path / "short.csv", tmp_path / "labels.csv"
@@ -346,6 +360,7 @@ def wrong(world, tmp_path, finished):
     learnt = json.loads((teacher / "run.json").read_bytes())["fingerprint"]
     stranger = run_of(world, tmp_path / "stranger", world / "other", "0" * 64)
     pupil = run_of(world, tmp_path / "pupil", world / "teacher", learnt)
+    lossy = teacher_as_jpg(world, tmp_path / "jpg")
     return {
         "too few images": ({"num_images": 12}, "num_images: 12 images are too few for FID with 12 features"),
         "no student": ({"student": str(tmp_path / "nobody")}, "student: there is no folder"),
@@ -353,6 +368,7 @@ def wrong(world, tmp_path, finished):
         "another teacher's": ({"student": str(stranger)}, "name the student's teacher"),
         "learnt pairs": ({"student": str(pupil), "pairs": str(teacher)}, "was trained on"),
         "other pairs": ({"seed": 5, "pairs": str(teacher)}, "seed is 1 there, 5 here"),
+        "lossy pairs": ({"pairs": str(lossy)}, "has jpg images, whose error would count as the teacher's"),
         "no real images": ({"reference": str(tmp_path / "empty")}, "holds no image"),
         "no reference": ({"reference": str(tmp_path / "gone")}, "there is no"),
         "no statistics": ({"reference": str(tmp_path / "gone.npz")}, "no such file of reference statistics"),
