@@ -36,10 +36,13 @@ def tile_path(system: str, sample_key: str) -> str:
 
 
 def keep_tiles(storage: Storage, system: str, dataset: Dataset, sample_ids: Sequence[int]) -> None:
-    """Copy a system's previews; a sample that was rejected has none."""
+    """Copy a system's previews; a sample that was rejected has none, nor is an earlier system's left in its place."""
     for sample_id in sample_ids:
+        tile = tile_path(system, key(sample_id))
         if dataset.storage.exists(preview_path(sample_id)):
-            storage.write(tile_path(system, key(sample_id)), dataset.storage.read(preview_path(sample_id)))
+            storage.write(tile, dataset.storage.read(preview_path(sample_id)))
+        else:
+            storage.delete(tile)
 
 
 def read_tiles(storage: Storage, system: str, keys: Sequence[str]) -> list[bytes | None]:

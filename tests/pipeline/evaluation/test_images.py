@@ -7,10 +7,12 @@ import pytest
 from support.rejected import REJECTED, make_with_rejected
 from support.toy import samples, toy_config
 
+from pipeline.evaluation.grid import keep_tiles, read_tiles
 from pipeline.evaluation.images import all_stored_ids, paired_distances, stored_images
 from pipeline.generate import generate_pairs
 from pipeline.metrics.paired import pixel_distance
 from pipeline.shards.dataset import Dataset
+from pipeline.shards.layout import key
 from pipeline.shards.members import decode_image
 from pipeline.shards.storage import Storage
 from pipeline.shards.writer import DamagedShard
@@ -31,7 +33,7 @@ def opened(root):
 
 
 def decoded(root):
-    return {int(key): decode_image(members["png"]) for key, (members, _) in samples(root).items()}
+    return {int(name): decode_image(members["png"]) for name, (members, _) in samples(root).items()}
 
 
 def test_every_stored_image_comes_once_in_order(roots):
@@ -56,3 +58,13 @@ def test_a_missing_shard_is_named(roots, tmp_path):
     tar.unlink()
     with pytest.raises(DamagedShard, match=f"{tar.name} is missing"):
         list(stored_images(opened(root)))
+
+
+def test_the_picture_of_an_earlier_system_is_not_shown_for_a_rejected_sample(roots, tmp_path):
+    some, everything = map(opened, roots)
+    storage, ids = Storage.open(str(tmp_path / "out")), [0, 3, 5]
+    keep_tiles(storage, "student", everything, ids)
+    keep_tiles(storage, "student", some, ids)
+    previews = [(roots[0] / "previews" / f"{key(i)}.png").read_bytes() for i in (0, 5)]
+    assert 3 in REJECTED
+    assert read_tiles(storage, "student", list(map(key, ids))) == [previews[0], None, previews[1]]
