@@ -122,6 +122,11 @@ def open_reference(config: EvaluateConfig, scores: Scores) -> Reference | None:
     storage = Storage.open(source if "://" in source else str(path.absolute()))
     if storage.exists(RUN):
         dataset = Dataset.open_any(storage)
+        if dataset.sealed is None:
+            raise UserError(
+                f"reference: {source} is not finished, so its images are not all there; run the command that makes it "
+                "again, or name a finished one"
+            )
         scores.make_one(dataset, scores.features)
         return Reference.of(read_column(dataset, scores.features, "features"), source)
     return Reference.of(_features_of_folder(path, scores.scorer(scores.features), Storage.open(config.output)), source)

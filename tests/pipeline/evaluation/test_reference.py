@@ -1,5 +1,7 @@
 """Real images from wherever they are give the same reference; labels are read as they are meant."""
 
+import shutil
+
 import numpy as np
 import pytest
 from support import evaluation
@@ -13,6 +15,9 @@ from pipeline.evaluation.reference import Reference, open_reference
 from pipeline.evaluation.results import KID_GIVEN, Report
 from pipeline.evaluation.scores import Scores
 from pipeline.images.encode import encode_images
+from pipeline.scoring.score_table import read_column
+from pipeline.shards.dataset import Dataset
+from pipeline.shards.storage import Storage
 
 
 @pytest.fixture
@@ -63,14 +68,18 @@ def test_features_of_a_folder_are_kept_until_an_image_changes(world, tmp_path, s
 
 
 def test_a_pair_dataset_can_be_the_reference(world, finished, tmp_path, scores):
-    from pipeline.scoring.score_table import read_column
-    from pipeline.shards.dataset import Dataset
-    from pipeline.shards.storage import Storage
-
     root = finished / "images" / "teacher-3"
     found = opened(world, tmp_path, scores, root)
     expected = read_column(Dataset.open(Storage.open(str(root))), scores.features, "features")
     assert np.array_equal(found.features, expected)
+
+
+def test_a_dataset_that_is_not_finished_is_no_reference(world, finished, tmp_path, scores):
+    root = shutil.copytree(finished / "images" / "teacher-3", tmp_path / "part")
+    dataset = Dataset.open(Storage.open(str(root)))
+    dataset.withdraw(1, "a test")  # the tables of the other shards are there
+    with pytest.raises(UserError, match=rf"^reference: {root} is not finished, .*; run the command [^\n]*$"):
+        opened(world, tmp_path, scores, root)
 
 
 def test_encoded_images_are_the_folder_that_they_were_made_of(world, tmp_path, scores):
