@@ -105,7 +105,8 @@ def open_reference(config: EvaluateConfig, scores: Scores) -> Reference | None:
         scores: makes the features of images.
 
     Raises:
-        UserError: it is not there, is no such thing, or is of other features.
+        UserError: it is not there, is no such thing, is not finished, has an image that cannot be read or measured, or
+            is of other features.
     """
     source = config.reference
     if source is None:
@@ -152,7 +153,10 @@ def _features_of_folder(folder: Path, scorer: Scorer, output: Storage) -> NDArra
         parts: list[NDArray[np.float32]] = []
         for start in range(0, len(paths), _BATCH_SIZE):
             images = [_read_image(path) for path in paths[start : start + _BATCH_SIZE]]
-            parts.append(scorer(images, [""] * len(images))["features"])
+            try:
+                parts.append(scorer(images, [""] * len(images))["features"])
+            except UserError as error:
+                raise UserError(f"reference: {folder}: {error}") from None
         features = np.concatenate(parts)
         np.save(local, features, allow_pickle=False)
         output.upload(kept, local)
@@ -162,5 +166,7 @@ def _features_of_folder(folder: Path, scorer: Scorer, output: Storage) -> NDArra
 def _read_image(path: Path) -> NDArray[np.uint8]:
     try:
         return np.asarray(Image.open(path).convert("RGB"))
+    except Image.DecompressionBombError:
+        raise UserError(f"reference: {path} has too many pixels to be read; remove it, or scale it down") from None
     except (OSError, SyntaxError) as error:
         raise UserError(f"reference: {path} is no image ({error}); remove it, or copy it again") from None

@@ -14,14 +14,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from configs.errors import UserError
 from pipeline.shards.parallel import parallel_map
 
 _THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def batch_of(images: list[NDArray[np.uint8]], transform: Callable[[NDArray[np.uint8]], Tensor]) -> Tensor:
-    """Transform each image and stack the results: B of (H, W, 3), uint8 -> (B, 3, S, S), float32."""
-    return torch.stack(list(parallel_map(transform, images, _THREADS)))
+    """Transform each image and stack the results: B of (H, W, 3), uint8 -> (B, 3, S, S), float32.
+
+    Raises:
+        UserError: the transform leaves images as they are, and they are of several sizes.
+    """
+    transformed = list(parallel_map(transform, images, _THREADS))
+    sizes = sorted({(pixels.shape[2], pixels.shape[1]) for pixels in transformed})
+    if len(sizes) > 1:
+        raise UserError(
+            f"images of several sizes, such as {' and '.join(f'{width} x {height}' for width, height in sizes[:2])} "
+            "pixels, are no batch for a network that resizes them itself; set features.resize"
+        )
+    return torch.stack(transformed)
 
 
 def middle_square(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:

@@ -4,7 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
-from support import evaluation
+from PIL import Image
+from support import evaluation, tiny_inception
+from support.pictures import pictures, save_pictures
 from support.real_images import encode_config
 
 from configs.errors import UserError
@@ -65,6 +67,27 @@ def test_features_of_a_folder_are_kept_until_an_image_changes(world, tmp_path, s
     for path, source in zip(paths, [paths[1], *paths[1:]], strict=True):
         (changed / path.name).write_bytes(source.read_bytes())
     assert opened(world, tmp_path, scores, changed).about != first.about
+
+
+def test_a_folder_of_several_sizes_is_refused_where_only_the_network_resizes(world, tmp_path):
+    weights = str(tiny_inception.build(tmp_path / "inception-2015-12-05.pt"))
+    folder = save_pictures(tmp_path / "real", [*pictures(2, 16, 16), *pictures(1, 16, 20)])
+    for resize in (None, 16):
+        features = {"kind": "inception_features", "mode": "legacy_tensorflow", "weights": weights, "resize": resize}
+        changes = {"features": features, "labels": None, "reference": str(folder)}
+        config = evaluation.config(world, tmp_path / "out", **changes)
+        if resize is None:
+            with pytest.raises(UserError, match=rf"^reference: {folder}: images of several sizes, .*features\.resize$"):
+                open_reference(config, Scores(config))
+        else:
+            assert open_reference(config, Scores(config)).statistics.count == 3
+
+
+def test_an_image_too_large_to_be_read_is_named(world, tmp_path, scores, monkeypatch):
+    folder = save_pictures(tmp_path / "real", [*pictures(1, 8, 8), *pictures(1, 16, 16)])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # PIL refuses twice as many
+    with pytest.raises(UserError, match=rf"^reference: {folder}/00001\.png has too many pixels"):
+        opened(world, tmp_path, scores, folder)
 
 
 def test_a_pair_dataset_can_be_the_reference(world, finished, tmp_path, scores):

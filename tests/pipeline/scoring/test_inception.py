@@ -6,6 +6,7 @@ import torch
 from cleanfid import fid, inception_pytorch
 from cleanfid.features import build_feature_extractor
 from cleanfid.inception_torchscript import InceptionV3W
+from support import tiny_inception
 from support.pictures import pictures, save_pictures
 
 from configs.errors import UserError
@@ -15,34 +16,11 @@ from pipeline.scoring.build import build_scorer
 CPU = torch.device("cpu")
 
 
-class Layers(torch.nn.Module):
-    """2048 numbers of normalized pixels: an 8x8 grid of colours times random weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = torch.nn.Parameter(torch.randn(192, 2048, generator=torch.Generator().manual_seed(0)))
-
-    def forward(self, normalized: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(normalized, 8).flatten(1) @ self.weights
-
-
-class Inception(torch.nn.Module):
-    """What clean-fid asks of StyleGAN's file: ``layers`` on normalized pixels, and a call that also resizes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = Layers()
-
-    def forward(self, pixels: torch.Tensor, return_features: bool = False) -> torch.Tensor:
-        resized = torch.nn.functional.interpolate(pixels, (10, 10), mode="bilinear")
-        return self.layers((resized - 128) / 128)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Weights of both kinds under clean-fid's names."""
     path = tmp_path_factory.mktemp("weights")
-    torch.jit.script(Inception()).save(path / "inception-2015-12-05.pt")
+    tiny_inception.build(path / "inception-2015-12-05.pt")
     return path
 
 
@@ -88,6 +66,17 @@ def test_legacy_pytorch_is_pytorch_fids_network_from_a_file(folder, pytorch_weig
         direct = fid.get_folder_features(saved, network, 0, device=CPU, mode="legacy_pytorch", verbose=False)
     np.testing.assert_allclose(ours, direct, rtol=1e-4, atol=1e-5)
     assert ours.std() > 0.01
+
+
+def test_images_of_several_sizes_are_refused_where_only_the_network_resizes_them(folder):
+    images = [*pictures(1, 40, 32), *pictures(1, 20, 24)]
+    path = folder / "inception-2015-12-05.pt"
+    with pytest.raises(UserError, match=r"such as 24 x 20 and 32 x 40 pixels, .*; set features\.resize$"):
+        scorer_of(path, "legacy_tensorflow")(images, ["", ""])
+    for mode, resize in (("legacy_tensorflow", 16), ("clean", None)):
+        scorer = scorer_of(path, mode, resize=resize)
+        alone = [scorer([image], [""])["features"] for image in images]
+        np.testing.assert_allclose(scorer(images, ["", ""])["features"], np.concatenate(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_the_mode_decides_what_the_network_sees(folder):
