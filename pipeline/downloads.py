@@ -1,8 +1,14 @@
 """Files that others publish and libraries keep, fetched when they are missing: whole or not at all."""
 
+from http import HTTPStatus
 from pathlib import Path
+from urllib.error import HTTPError
 
 from configs.errors import UserError
+
+
+class NotPublished(UserError):
+    """The server was asked, and has no such file."""
 
 
 def downloaded(url: str, path: Path, what: str, otherwise: str) -> Path:
@@ -18,6 +24,7 @@ def downloaded(url: str, path: Path, what: str, otherwise: str) -> Path:
         ``path``.
 
     Raises:
+        NotPublished: it is not there, and not at its address either.
         UserError: it is not there and cannot be downloaded, or not be written.
     """
     from torch.hub import download_url_to_file
@@ -27,7 +34,8 @@ def downloaded(url: str, path: Path, what: str, otherwise: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             download_url_to_file(url, str(path))
         except OSError as error:
-            raise UserError(
+            is_absent = isinstance(error, HTTPError) and error.code == HTTPStatus.NOT_FOUND
+            raise (NotPublished if is_absent else UserError)(
                 f"{what}: {path} is not there and cannot be downloaded ({error}); get {url} and {otherwise}"
             ) from error
     return path

@@ -90,10 +90,7 @@ class Reference:
                 f"reference: {CLEANFID}{name} is not {CLEANFID}NAME/RESOLUTION/SPLIT, as in {CLEANFID}cifar10/32/train"
             ) from None
         statistics = named_statistics(dataset, resolution, split, mode)
-        try:
-            features = named_features(dataset, resolution, split, mode)
-        except UserError:
-            features = None
+        features = named_features(dataset, resolution, split, mode)
         return cls(statistics, features, f"clean-fid {name}, {mode}")
 
 

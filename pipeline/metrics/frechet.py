@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import UserError
-from pipeline.downloads import downloaded
+from pipeline.downloads import NotPublished, downloaded
 from pipeline.shards.members import decode_array
 
 MAX_NPZ_BYTES = 4 << 30
@@ -148,22 +148,30 @@ def named_statistics(name: str, resolution: int | str, split: str, mode: str) ->
     Raises:
         UserError: they are neither in clean-fid's cache nor can be downloaded.
     """
-    return Statistics.read(_named_file(f"{name}_{mode}_{split}_{resolution}.npz"))
+    otherwise = "put it there, or check name, resolution, split and mode"
+    return Statistics.read(_named_file(f"{name}_{mode}_{split}_{resolution}.npz", otherwise))
 
 
-def named_features(name: str, resolution: int | str, split: str, mode: str) -> NDArray[np.float32]:
-    """Features of a well-known dataset, (N, 2048), for KID. As :func:`named_statistics`; few datasets have them."""
-    path = _named_file(f"{name}_{mode}_{split}_{resolution}_kid.npz")
+def named_features(name: str, resolution: int | str, split: str, mode: str) -> NDArray[np.float32] | None:
+    """Features of a well-known dataset, (N, 2048), for KID; None where none are published, as of most datasets.
+
+    Arguments and errors as of :func:`named_statistics`: a server that cannot be asked has not said that there are none.
+    """
+    otherwise = "put it there, or do without KID: name the file of statistics beside it as the reference"
+    try:
+        path = _named_file(f"{name}_{mode}_{split}_{resolution}_kid.npz", otherwise)
+    except NotPublished:
+        return None
     return read_npz(path, ("feats",))["feats"]
 
 
-def _named_file(name: str) -> Path:
+def _named_file(name: str, otherwise: str) -> Path:
     """The file in the folder where clean-fid keeps them; its own download may leave half of one."""
     import cleanfid
 
     url = f"https://www.cs.cmu.edu/~clean-fid/stats/{name.lower()}"
     path = Path(cleanfid.__file__).parent / "stats" / name.lower()
-    return downloaded(url, path, "reference statistics", "put it there, or check name, resolution, split and mode")
+    return downloaded(url, path, "reference statistics", otherwise)
 
 
 def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:

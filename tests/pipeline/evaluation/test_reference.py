@@ -116,17 +116,22 @@ def test_encoded_images_are_the_folder_that_they_were_made_of(world, tmp_path, s
 def test_published_statistics_are_asked_for_by_all_parts_of_their_name(monkeypatch):
     asked = []
 
-    def named(*parts):
+    def asked_for_features(*parts):
         asked.append(parts)
-        raise UserError("not published")
+
+    def unreachable(*parts):
+        raise UserError("no network")
 
     monkeypatch.setattr("pipeline.evaluation.reference.named_statistics", lambda *parts: asked.append(parts) or parts)
-    monkeypatch.setattr("pipeline.evaluation.reference.named_features", named)
+    monkeypatch.setattr("pipeline.evaluation.reference.named_features", asked_for_features)
     found = Reference.published("cifar10/32/train", "clean")
     assert asked == [("cifar10", "32", "train", "clean")] * 2
     assert found.features is None
     with pytest.raises(UserError, match="NAME/RESOLUTION/SPLIT"):
         Reference.published("cifar10", "clean")
+    monkeypatch.setattr("pipeline.evaluation.reference.named_features", unreachable)
+    with pytest.raises(UserError, match="no network"):  # which does not mean that there are no features
+        Reference.published("cifar10/32/train", "clean")
 
 
 @pytest.mark.parametrize(

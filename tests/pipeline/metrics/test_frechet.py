@@ -1,3 +1,6 @@
+from email.message import Message
+from urllib.error import HTTPError, URLError
+
 import numpy as np
 import pytest
 from cleanfid import fid
@@ -5,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from pipeline.metrics.frechet import Statistics, frechet_distance, kernel_distance, named_statistics
+from pipeline.metrics.frechet import Statistics, frechet_distance, kernel_distance, named_features, named_statistics
 
 
 def features(count, width, seed=0, shift=0.0):
@@ -137,3 +140,31 @@ def test_named_statistics_are_read_from_clean_fids_folder_and_missed_with_their_
         match=r"cifar10_clean_train_32\.npz is not there .*no network.*get https://www.*put it there",
     ):
         named_statistics("cifar10", 32, "train", "clean")
+
+
+def test_only_a_server_that_has_no_features_says_that_there_are_none(tmp_path, monkeypatch):
+    import cleanfid
+
+    monkeypatch.setattr(cleanfid, "__file__", str(tmp_path / "__init__.py"))
+
+    def answer(error):
+        def download(url, path):
+            raise error
+
+        monkeypatch.setattr("torch.hub.download_url_to_file", download)
+
+    def status(code, reason):
+        return HTTPError("https://there", code, reason, Message(), None)
+
+    answer(status(404, "Not Found"))
+    assert named_features("cifar10", 32, "train", "clean") is None
+    with pytest.raises(UserError, match=r"Not Found.*check name"):
+        named_statistics("cifar10", 32, "train", "clean")
+    for error in (status(503, "Busy"), URLError("no network"), PermissionError("read-only")):
+        answer(error)
+        with pytest.raises(UserError, match=r"train_32_kid\.npz is not there .*do without KID: name the file"):
+            named_features("cifar10", 32, "train", "clean")
+    kept = features(2, 3)
+    (tmp_path / "stats").mkdir(exist_ok=True)
+    np.savez(tmp_path / "stats" / "cifar10_clean_train_32_kid.npz", feats=kept)
+    np.testing.assert_array_equal(named_features("cifar10", 32, "train", "clean"), kept)
