@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from configs.train_schema import TrainConfig, TrainSpec
 from configs.yaml_file import to_yaml
 from pipeline import teachers
+from pipeline.markdown_table import markdown_row
 from pipeline.provenance import code_revision, library_versions
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ One step without guidance is all that it was trained for. It is taken at timeste
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join(["| | |", "|---|---|", *map(markdown_row, rows.items())])
 
 
 @contextmanager

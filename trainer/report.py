@@ -15,6 +15,7 @@ from tqdm import tqdm
 from configs.train_schema import LossConfig, TrainConfig, TrainSpec
 from configs.yaml_file import read_layers
 from pipeline import teachers
+from pipeline.markdown_table import markdown_row
 from pipeline.shards.storage import Storage
 from trainer.checkpoints.checkpoints import TrainerState, newest_state
 from trainer.curves import CURVES, draw_curves
@@ -83,7 +84,7 @@ def _page(
         f"# {run_dir.absolute().name}: a one-step student",
         _summary(spec, state, config.runtime.steps),
         _grid(run_dir),
-        "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in _about(config, run, spec, state)),
+        "| | |\n|---|---|\n" + "\n".join(map(markdown_row, _about(config, run, spec, state))),
         "## Data\n\n" + _data(config, spec, state),
         "## Metrics\n\n" + _metrics(lines),
         _exports(run_dir, config),
@@ -179,7 +180,14 @@ def _loss(loss: LossConfig) -> str:
 
 def _data(config: TrainConfig, spec: TrainSpec, state: TrainerState | None) -> str:
     rows = [
-        f"| {source.pairs} | {identity.weight:g} | `{identity.fingerprint[:16]}` | `{identity.content_sha256[:16]}` |"
+        markdown_row(
+            [
+                source.pairs,
+                f"{identity.weight:g}",
+                f"`{identity.fingerprint[:16]}`",
+                f"`{identity.content_sha256[:16]}`",
+            ]
+        )
         for source, identity in zip(config.data.sources, spec.data, strict=False)
     ]
     table = "| pairs | weight | fingerprint | content |\n|---|---|---|---|\n" + "\n".join(rows)
@@ -199,7 +207,7 @@ def _metrics(lines: Sequence[dict[str, Any]]) -> str:
         return "No line of metrics has been written yet."
     first, last = lines[0], lines[-1]
     rows = [
-        f"| {name} | {_number(first.get(name))} | {_number(last.get(name))} | {meaning} |"
+        markdown_row([name, _number(first.get(name)), _number(last.get(name)), meaning])
         for name, meaning in _MEANINGS.items()
         if name in first or name in last
     ]

@@ -47,11 +47,14 @@ class ParquetRows(Source):
         columns = [config.image_column, *filter(None, (config.label_column, config.caption_column))]
         for file in self._files:
             with self._lock, self._reading(file, "not a Parquet file, or a damaged one"):
-                names, num_groups = self._table(file).schema_arrow.names, self._table(file).num_row_groups
+                schema, num_groups = self._table(file).schema_arrow, self._table(file).num_row_groups
+            names = schema.names
             for column in columns:
                 if column not in names:
                     hint = did_you_mean(column, names)
                     raise UserError(f"{self._storage.uri}/{file}: no column {column}{hint}")
+            if config.caption_column and not _is_text(found := schema.field(config.caption_column).type):
+                raise UserError(f"{self._storage.uri}/{file}: {config.caption_column} holds {found}, not texts")
             row = 0
             for group in range(num_groups):
                 for size, label, prompt in zip(*self._columns(file, group), strict=True):
@@ -124,3 +127,9 @@ class ParquetRows(Source):
                 yield
         except DamagedParquet as error:
             raise UserError(f"{self._storage.uri}/{file}: {what} ({error}); copy or make the file again") from None
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        return _is_text(type_.value_type)
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_)

@@ -274,6 +274,25 @@ def test_a_caption_that_is_not_utf8_is_one_line(tmp_path):
         encode_images(table_config(tmp_path))
 
 
+@pytest.mark.parametrize(("captions", "type_"), [(pa.array([b"a cat"]), "binary"), (pa.array([[1]]), "list<")])
+def test_a_caption_that_is_no_text_is_no_prompt(captions, type_, tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", FILES)
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(2, "caption", captions.take(pa.array([0] * len(FILES)))), path)
+    with pytest.raises(UserError, match=rf"a\.parquet: caption holds {type_}.*, not texts"):
+        encode_images(table_config(tmp_path))
+    assert not (tmp_path / "root").exists()
+
+
+def test_captions_that_repeat_may_be_stored_as_a_dictionary(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", FILES)
+    plain = [image.prompt for image in listed(open_source(table_config(tmp_path).source))]
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(2, "caption", table["caption"].combine_chunks().dictionary_encode()), path)
+    assert [image.prompt for image in listed(open_source(table_config(tmp_path).source))] == plain
+    assert "" not in plain
+
+
 def test_a_table_that_is_damaged_after_it_was_listed_is_one_line(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", FILES)
     images = list(listed(open_source(table_config(tmp_path).source)))
