@@ -56,7 +56,7 @@ class SmallEdmTeacherConfig(BuiltinConfig):
     """Its training."""
     conditional: bool = True
     """Tell the network the class. Off: an unconditional teacher."""
-    model_channels: PositiveInt = 16
+    model_channels: Annotated[int, Field(ge=4, multiple_of=2)] = 16
     """Channels of the first level, before its multiplier."""
     channel_mult: tuple[PositiveInt, ...] = (1, 2, 2)
     """Multiplier of model_channels at each level."""

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from configs.builtin_schema import SmallEdmTeacherConfig
+from configs.errors import UserError
 from pipeline.builtin.card import write_card
 from pipeline.builtin.fit import fit
 from pipeline.builtin.garments import GARMENTS, SIZE, Garments
@@ -43,11 +44,10 @@ def train_edm_teacher(config: SmallEdmTeacherConfig) -> Path:
         The teacher's folder, ``output/teacher``. Beside it is ``output/test_images``, see :func:`_write_test_images`.
 
     Raises:
-        UserError: the data is missing, or a checkpoint is of another network, other settings or other data.
+        UserError: the data is missing, there is no network of so many channels, or a checkpoint is of another network, other settings or other data.
     """
     garments, test = (Garments(config.data, split, config.seed) for split in ("train", "test"))
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    config.output.mkdir(parents=True, exist_ok=True)
     architecture = EdmArchitecture(
         architecture="ddpm++",
         img_resolution=SIZE,
@@ -55,6 +55,7 @@ def train_edm_teacher(config: SmallEdmTeacherConfig) -> Path:
         **config.model_dump(include={"model_channels", "channel_mult", "num_blocks", "attn_resolutions"}),
     )
     network = _initial(architecture, config.seed).to(device)
+    config.output.mkdir(parents=True, exist_ok=True)
 
     def loss(step: int) -> Tensor:
         images, classes = garments.untinted(step, config.fit.batch_size)
@@ -96,7 +97,10 @@ def _write_test_images(test: Garments, folder: Path) -> None:
 def _initial(architecture: EdmArchitecture, seed: int) -> EdmNetwork:
     with torch.random.fork_rng(devices=[]):  # torch draws the first weights from the global generator
         torch.manual_seed(seed)
-        network = edm_network(architecture)
+        try:
+            network = edm_network(architecture)
+        except ValueError as error:  # a normalisation's, whose groups have to be equal
+            raise UserError(f"model_channels: there is no such network: {error}") from None
     with torch.no_grad():
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Conv2d) and name.rpartition(".")[2] in ("conv1", "proj", f"{SIZE}x{SIZE}_aux_conv"):

@@ -43,6 +43,14 @@ def test_a_garment_is_itself_with_its_class(fashion: Path) -> None:
     assert inside.max() == 1
 
 
+def test_channels_that_norms_cannot_divide_are_refused_before_anything_is_written(
+    fashion: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="model_channels: there is no such network: "):
+        train_edm_teacher(config(fashion, tmp_path / "teacher", model_channels=132))
+    assert not (tmp_path / "teacher").exists()
+
+
 @pytest.mark.parametrize("conditional", [True, False])
 def test_killed_and_started_again_it_ends_in_the_same_weights(
     fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conditional: bool
