@@ -44,7 +44,8 @@ def train_edm_teacher(config: SmallEdmTeacherConfig) -> Path:
         The teacher's folder, ``output/teacher``. Beside it is ``output/test_images``, see :func:`_write_test_images`.
 
     Raises:
-        UserError: the data is missing, there is no network of so many channels, or a checkpoint is of another network, other settings or other data.
+        UserError: the data is missing, there is no network of so many channels, or a checkpoint is of another network,
+            other settings or other data.
     """
     garments, test = (Garments(config.data, split, config.seed) for split in ("train", "test"))
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
