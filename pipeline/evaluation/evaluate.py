@@ -10,7 +10,8 @@
     EVAL_DIR/report.*             the report, with quality.png and grid.png
 
 Each step finds what is done already, so the same command again goes on where it stopped, and its numbers are those of
-an uninterrupted run. Times are measured when nothing else runs here, once on a device: all of a page are of one.
+an uninterrupted run. Times are measured when nothing else runs here; those of another device are taken again by a
+machine that has what the workers have.
 """
 
 import tempfile

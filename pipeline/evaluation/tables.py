@@ -72,7 +72,7 @@ def _sentence(student: SystemResult, teacher: SystemResult | None) -> str:
     faster = "" if ratio is None else f" and {number(ratio, 3)} times as many images a second"
     return (
         f"{sentence}; {teacher.title}: {theirs or 'likewise'} in {_calls(teacher.evaluations)}. "
-        f"That is 1/{number(teacher.evaluations / student.evaluations, 3)} of the evaluations{faster}."
+        f"That is 1/{teacher.evaluations / student.evaluations:,.0f} of the evaluations{faster}."
     )
 
 
