@@ -28,11 +28,10 @@ _KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     "MALLOC_TOP_PAD_": str(1 << 26),
-    "MALLOC_ARENA_MAX": "1",
 }
-"""glibc's allocator gives large pages back and asks for them again, up to a third of a small network's time on CPUs. So
-it keeps them, in one arena: what arenas of several threads keep is a tenth of the memory that the pairs take.
-"""
+"""glibc's allocator gives large pages back and asks for them again, up to a third of a small network's time on CPUs."""
+_ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+"""What arenas of several threads keep is a tenth of the memory of the pairs, whose processes are many."""
 _PATIENCE_S = 20.0
 """Seconds that a part has to come to its end after it was asked to: the trainer writes a checkpoint first."""
 
@@ -64,7 +63,10 @@ def run_demo(config: DemoConfig) -> None:
     with _signals_raise():
         generate = ["--working-dir", ".", "--", "python", *script("stages/generate_pairs.py", "pairs.yaml", pairs)]
         typed = ["ray", "job", "submit", *generate]
-        with record.part("pairs", typed, "pairs/README.md"), ray_head(num_cpus=config.cpus) as head:
+        with (
+            record.part("pairs", typed, "pairs/README.md"),
+            ray_head(num_cpus=config.cpus, environment=_ONE_ARENA) as head,
+        ):
             _run([ray, "job", "submit", "--address", head.jobs, *generate])
         learn = [*launch, *script("trainer/run.py", "train_regression.yaml", regression), "--data.pairs", str(pairs)]
         with record.part("regression", learn, "regression/README.md"):

@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +41,15 @@ class RayHead:
 
 
 @contextmanager
-def ray_head(num_cpus: int, num_gpus: int | None = None) -> Iterator[RayHead]:
+def ray_head(
+    num_cpus: int, num_gpus: int | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[RayHead]:
     """Start a head on loopback, wait until it takes jobs, and stop it when the context is left.
 
     Args:
         num_cpus: CPUs it offers.
         num_gpus: GPUs it offers; None lets Ray count them.
+        environment: variables that its jobs and actors have besides those of this process.
 
     Raises:
         UserError: Ray is not installed.
@@ -62,12 +65,12 @@ def ray_head(num_cpus: int, num_gpus: int | None = None) -> Iterator[RayHead]:
         f"--num-cpus={num_cpus}", f"--temp-dir={folder}",
         *([] if num_gpus is None else [f"--num-gpus={num_gpus}"]),
     ]  # fmt: skip
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | dict(environment or {})
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', '')}"
     log = folder / "head.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         jobs = f"http://127.0.0.1:{dashboard}"
