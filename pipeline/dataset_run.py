@@ -68,7 +68,9 @@ class DatasetRun:
             dataset = Dataset.create_or_open(storage, run)
             with Lease(storage, self.runtime.lease_period_s) as lease, StopRequest().installed() as stop:
                 self.store_table()
-                with _reported(progress := self._progress(dataset, lease, missing := _missing(dataset))):
+                missing = _missing(dataset)
+                progress = self._progress(dataset, lease, missing)
+                with _reported(progress):
                     self._make(missing, dataset, executor, progress, stop)
                     summary = self._summary(dataset)
                 self._seal(dataset, summary)

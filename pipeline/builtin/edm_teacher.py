@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from configs.builtin_schema import SmallEdmTeacherConfig
-from configs.errors import UserError
 from pipeline.builtin.card import write_card
 from pipeline.builtin.fit import fit
 from pipeline.builtin.garments import GARMENTS, SIZE, Garments
@@ -98,10 +97,7 @@ def _write_test_images(test: Garments, folder: Path) -> None:
 def _initial(architecture: EdmArchitecture, seed: int) -> EdmNetwork:
     with torch.random.fork_rng(devices=[]):  # torch draws the first weights from the global generator
         torch.manual_seed(seed)
-        try:
-            network = edm_network(architecture)
-        except ValueError as error:  # a normalisation's, whose groups have to be equal
-            raise UserError(f"model_channels: there is no such network: {error}") from None
+        network = edm_network(architecture)
     with torch.no_grad():
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Conv2d) and name.rpartition(".")[2] in ("conv1", "proj", f"{SIZE}x{SIZE}_aux_conv"):

@@ -39,9 +39,8 @@ class Stopwatch:
 
         Where workers have GPUs and this process has not, any will do: it has none to put in their place.
         """
-        names = {
-            timing.device.rpartition(", ")[0] for timing in timings
-        }  # without the precision, which is the system's
+        # Without the precision, which is the system's.
+        names = {timing.device.rpartition(", ")[0] for timing in timings}
         return bool(names) and (not self._is_here or names == {self._name()})
 
     def time(self, system: System) -> tuple[Timing, ...]:

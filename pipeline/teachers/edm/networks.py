@@ -41,9 +41,13 @@ def edm_network(architecture: EdmArchitecture) -> EdmNetwork:
     """The preconditioned network of an architecture. Its weights are random: load others by name.
 
     Raises:
-        ValueError: there can be no such network.
+        UserError: there can be no such network.
     """
-    return EdmNetwork(UNet(architecture), architecture.sigma_data, architecture.noise_scale)
+    try:
+        return EdmNetwork(UNet(architecture), architecture.sigma_data, architecture.noise_scale)
+    except ValueError as error:
+        # It is a normalisation's, whose groups have to be equal.
+        raise UserError(f"model_channels: there is no such network: {error}") from None
 
 
 def empty_network(architecture: EdmArchitecture, where: Path) -> EdmNetwork:
@@ -59,9 +63,8 @@ def empty_network(architecture: EdmArchitecture, where: Path) -> EdmNetwork:
     try:
         with torch.device("meta"):
             return edm_network(architecture)
-    except ValueError as error:
-        # It is a normalisation's, whose groups have to be equal.
-        raise UserError(f"{where}: model_channels: there is no such network: {error}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 class UNet(Backbone):
