@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from configs.errors import RunStopped, UserError
 from trainer.data.positions import MicroBatchPositions
-from trainer.data.training_data import GO_ON, MicroBatch, TrainingData, failing_storage_stops
+from trainer.data.training_data import GO_ON, MicroBatch, TrainingData
 from trainer.data.waiting import WaitingNotice
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -134,8 +134,7 @@ class _MicroBatches(Dataset[Any]):
             return error
 
     def _open(self) -> TrainingData:
-        with failing_storage_stops():
-            data = TrainingData(self._config)
+        data = TrainingData(self._config)
         if (data.identities, data.prompts_digest) != self._content:
             raise RunStopped("the data has changed since this run began; let whatever changes it end, and start again")
         return data

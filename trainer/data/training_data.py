@@ -58,14 +58,15 @@ class TrainingData:
 
     Raises:
         UserError: something the config names cannot be used.
-        RunStopped: a dataset is damaged.
+        RunStopped: a dataset is damaged, or the storage failed.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self._pairs = PairStream(config) if config.data.sources else None
-        readers = self._pairs.readers if self._pairs else []
-        self._prompts = PromptStream(config, readers) if config.loss.dm_weight > 0 else None
+        with failing_storage_stops():
+            self._pairs = PairStream(config) if config.data.sources else None
+            readers = self._pairs.readers if self._pairs else []
+            self._prompts = PromptStream(config, readers) if config.loss.dm_weight > 0 else None
         self.target: Target | None = self._pairs.target if self._pairs else None
         self.identities: tuple[DataIdentity, ...] = ()
         if self._pairs is not None and config.loss.regression_weight > 0:

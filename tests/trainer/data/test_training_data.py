@@ -285,7 +285,9 @@ def test_a_storage_that_fails_is_a_line_too(root, monkeypatch):
     with pytest.raises(RunStopped, match=line):
         _ = data.held_out
     dataset = pickle.loads(pickle.dumps(loader._MicroBatches(data, loader.MicroBatchPositions(run(root), 0, 1))))
-    monkeypatch.setattr(PairStream, "__init__", fail)  # as a worker opens the data for itself
+    monkeypatch.setattr(PairStream, "__init__", fail)
+    with pytest.raises(RunStopped, match=line):  # as a run opens its data, before its directory is made
+        TrainingData(run(root))
     assert re.match(line, str(dataset[0]))
 
 
