@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import yaml
+from ray.autoscaler.sdk import request_resources
 from support import stage
 from support.patience import PATIENCE_S
 from support.small_disk import small_disk
@@ -295,20 +296,25 @@ def test_actors_that_fit_nowhere_are_refused_before_anything_is_written(connecte
     assert not (tmp_path / "root").exists()
 
 
-def requested_of_autoscaler():
-    """What the cluster is told to have room for, whatever runs there."""
-    from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
-    from ray.experimental.internal_kv import _internal_kv_get
+@pytest.fixture
+def requests(connected, monkeypatch):
+    """What this process asks of the autoscaler, in order; each request stands until the next."""
+    made = []
 
-    return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or "[]")
+    def request(bundles):
+        made.append(bundles)
+        request_resources(bundles=bundles)
+
+    monkeypatch.setattr(ray_executor, "request_resources", request)
+    return made
 
 
 @pytest.mark.parametrize("end", [UserError, KeyboardInterrupt])
-def test_a_node_that_did_not_come_is_asked_for_no_longer(connected, tmp_path, monkeypatch, end):
+def test_a_node_that_did_not_come_is_asked_for_no_longer(requests, tmp_path, monkeypatch, end):
     asked = []
 
     def wait(seconds):
-        asked.append(requested_of_autoscaler())
+        asked.extend(requests)
         if end is KeyboardInterrupt:
             raise KeyboardInterrupt
         time.sleep(seconds)
@@ -317,29 +323,24 @@ def test_a_node_that_did_not_come_is_asked_for_no_longer(connected, tmp_path, mo
     with pytest.raises(end):
         RayExecutor(partial(workers.IdleWorker, tmp_path), PairsRuntime(cpus_per_actor=64, wait_for_resources_s=0.5))
     assert asked == [[{"CPU": 64}]]
-    assert requested_of_autoscaler() == []
+    assert requests == [[{"CPU": 64}], []]
 
 
-def test_a_node_that_came_is_asked_for_until_the_run_ends(connected, tmp_path, monkeypatch):
+def test_a_node_that_came_is_asked_for_until_the_run_ends(requests, tmp_path, monkeypatch):
     rooms = chain([0], repeat(2))  # as if the node came a second later
     monkeypatch.setattr(RayExecutor, "_room", lambda self: next(rooms))
     executor = RayExecutor(partial(workers.IdleWorker, tmp_path), PairsRuntime(wait_for_resources_s=60))
     recorder = run_shards(executor, range(3))
-    assert requested_of_autoscaler() == [{"CPU": 1}]
+    assert requests == [[{"CPU": 1}]]
     executor.close()
-    assert requested_of_autoscaler() == []
+    assert requests == [[{"CPU": 1}], []]
     assert sorted(recorder.done) == [0, 1, 2]
 
 
-def test_a_run_that_finds_room_leaves_the_requests_of_others(connected, tmp_path):
-    from ray.autoscaler.sdk import request_resources
-
-    connect()
-    request_resources(bundles=[{"CPU": 2}])
+def test_a_run_that_finds_room_leaves_the_requests_of_others(requests, tmp_path):
     executor = RayExecutor(partial(workers.IdleWorker, tmp_path), PairsRuntime())
     executor.close()
-    assert requested_of_autoscaler() == [{"CPU": 2}]
-    request_resources(bundles=[])
+    assert requests == []
 
 
 def test_a_teacher_that_loads_nowhere_ends_the_run(connected, tmp_path):

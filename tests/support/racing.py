@@ -6,6 +6,8 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.shards.layout import IndexRow, key
 from pipeline.shards.records import Timing
 from pipeline.shards.storage import Storage
@@ -48,7 +50,12 @@ def race(root: str, scratch: Path, num_processes: int, num_shards: int) -> list[
     ]
     for process in processes:
         process.start()
-    said = [results.get(timeout=PATIENCE_S) for _ in range(num_processes * num_shards)]
+    said = []
+    for _ in range(num_processes * num_shards):
+        answer = results.get(timeout=PATIENCE_S)
+        if isinstance(answer, str):
+            pytest.fail(f"a process that commits: {answer}")
+        said.append(answer)
     for process in processes:
         process.join(timeout=PATIENCE_S)
         assert process.exitcode == 0
@@ -65,11 +72,16 @@ def _commit_all(
     results: Any,
 ) -> None:
     os.environ.update(environment)  # whoever forks may be older than the credentials
-    storage = Storage.open(root)
-    for shard in range(num_shards):
-        with ShardWriter(scratch / f"{number}-{shard}.tar") as writer:
-            writer.add(ROW, {"txt": str(number).encode() * 300})
-            written = writer.finish()
-            barrier.wait(timeout=PATIENCE_S)
-            commit = commit_shard(storage, "0" * 64, shard, written, TIMING)
-            results.put((shard, commit.sha256, commit.sha256 == written.sha256))
+    try:
+        storage = Storage.open(root)
+        for shard in range(num_shards):
+            with ShardWriter(scratch / f"{number}-{shard}.tar") as writer:
+                writer.add(ROW, {"txt": str(number).encode() * 300})
+                written = writer.finish()
+                barrier.wait(timeout=PATIENCE_S)
+                commit = commit_shard(storage, "0" * 64, shard, written, TIMING)
+                results.put((shard, commit.sha256, commit.sha256 == written.sha256))
+    except Exception as error:  # the others would wait for this process at the barrier
+        results.put(f"{type(error).__name__}: {error}")
+        barrier.abort()
+        raise
