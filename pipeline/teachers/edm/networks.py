@@ -46,7 +46,7 @@ def edm_network(architecture: EdmArchitecture) -> EdmNetwork:
     try:
         return EdmNetwork(UNet(architecture), architecture.sigma_data, architecture.noise_scale)
     except ValueError as error:
-        # It is a normalisation's, whose groups have to be equal.
+        # It is a normalisation's, whose groups have to be equal, or a block's, whose heads have to be.
         raise UserError(f"model_channels: there is no such network: {error}") from None
 
 
@@ -201,6 +201,9 @@ class Block(nn.Module):
         kind: of the network it is part of.
         attention: whether it has any.
         resample: what it does to height and width.
+
+    Raises:
+        ValueError: groups or heads cannot divide the channels.
     """
 
     def __init__(
@@ -212,6 +215,8 @@ class Block(nn.Module):
         self._scales = kind == "adm"
         self._skip_scale = 1.0 if self._scales else math.sqrt(0.5)  # DDPM++ keeps the variance of a sum
         self._heads = (outputs // HEAD_CHANNELS if self._scales else 1) if attention else 0
+        if self._heads and outputs % self._heads:
+            raise ValueError(f"{outputs} channels cannot be divided among {self._heads} heads of attention")
         self.norm0 = _norm(inputs, kind)
         self.conv0 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.affine = Float32Linear(embedding, 2 * outputs if self._scales else outputs)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.errors import UserError
 from pipeline.teachers.edm.networks import edm_network
 from pipeline.teachers.edm.preconditioning import EdmNetwork
 from tests.support import tiny_edm
@@ -112,6 +113,11 @@ def test_a_sample_does_not_depend_on_its_company() -> None:
     for i in range(3):
         alone = made(x_t[i : i + 1], sigma[i], condition(10)[i : i + 1])
         torch.testing.assert_close(alone, together[i : i + 1], atol=1e-5, rtol=0)
+
+
+def test_a_level_whose_channels_heads_cannot_divide_is_refused() -> None:
+    with pytest.raises(UserError, match="there is no such network: 224 channels cannot be divided among 3 heads"):
+        edm_network(tiny_edm.architecture("adm", 0, model_channels=224, channel_mult=(1, 1)))
 
 
 def test_the_published_networks_have_as_many_weights_as_the_published_code_gives_them() -> None:
