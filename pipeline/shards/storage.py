@@ -38,7 +38,13 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, Self
 from urllib.parse import unquote
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
 from configs.errors import UserError
@@ -346,6 +352,10 @@ def _raise(error: Exception, where: str) -> NoReturn:
         raise UserError(f"{where}: {os.strerror(code)}; choose another place or change its permissions") from None
     if code is not None:
         raise OSError(code, os.strerror(code), where) from None
+    if isinstance(error, InvalidPathError):  # _key() lets none through: it is of a file that was met in a listing
+        path = re.search(r'Path "(.*?)"', text, re.DOTALL)
+        name = repr(path[1].rpartition("/")[2]) if path else "a file"
+        raise UserError(f"{where}: no store could hold {name}, which lies there; rename it") from None
     scheme = where.partition("://")[0]
     if _CREDENTIALS_SERVICE.search(text):
         hint = _CREDENTIALS_HINT.get(scheme, "credentials")

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -90,6 +91,16 @@ def test_paths_that_no_store_could_hold_are_refused(storage: Storage, path: str)
         with pytest.raises(ValueError, match="not an object path"):
             access(path)
     assert storage.is_empty()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"a\nb.png", r"a\nb.png"), (b"a\x1b.png", r"a\x1b.png"), (b"a\xff.png", "a%FF.png")]
+)
+def test_a_file_that_somebody_put_there_under_such_a_name_is_named(tmp_path: Path, name: bytes, shown: str) -> None:
+    (tmp_path / "deeper").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path / "deeper") + b"/" + name)).write_bytes(b"")
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: no store could hold '{shown}', which lies there")):
+        list(Storage.open(str(tmp_path)).list())
 
 
 def test_files_go_up_and_down_unchanged(storage: Storage, tmp_path: Path) -> None:
