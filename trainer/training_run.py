@@ -45,6 +45,9 @@ from trainer.trainable import Trainable
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+HELD_OUT_BATCH = 16
+"""Most held-out pairs in a call of the network."""
+
 
 @dataclass
 class TrainingRun:
@@ -364,9 +367,12 @@ class TrainingRun:
         if self.held_out_distance is None or held_out is None:
             return
         generator = self.generator_of(network)
-        share = range(self.accelerator.process_index, len(held_out.prompts), self.accelerator.num_processes)
+        size = min(HELD_OUT_BATCH, self.shape.num_images)  # what fits in training fits without gradients
+        starts = range(0, len(held_out.prompts), size)
         self.metrics.add(name, 0.0, 0)
-        for i in share:
-            z = held_out.noise[i : i + 1].to(self.teacher.device, torch.float32)
-            x0 = generator(z, self.conditions(held_out.prompts[i : i + 1]))
-            self.metrics.add(name, self.held_out_distance(x0, held_out.target[i : i + 1]))
+        for start in starts[self.accelerator.process_index :: self.accelerator.num_processes]:
+            some = slice(start, start + size)
+            x0 = generator(
+                held_out.noise[some].to(self.teacher.device, torch.float32), self.conditions(held_out.prompts[some])
+            )
+            self.metrics.add(name, self.held_out_distance(x0, held_out.target[some]))

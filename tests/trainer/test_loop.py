@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from support.training import metrics, tensors, train_config
 
 from configs.errors import RunStopped, UserError
 from pipeline import teachers
-from trainer import loop
+from trainer import loop, training_run
 from trainer.build import build
 from trainer.loop import critic_turn, fresh_samples, student_turn, train
 from trainer.preemption import StopSignal
@@ -260,6 +261,27 @@ def test_regression_pulls_the_student_to_held_out_pairs(trained_on, tmp_path):
     train(config)
     distances = [line["holdout/distance"] for line in metrics(tmp_path / "run")]
     assert distances[-1] < 0.8 * distances[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_each_held_out_pair_counts_once_however_many_processes_share_them(trained_on, tmp_path, monkeypatch, processes):
+    monkeypatch.setattr(training_run, "HELD_OUT_BATCH", 3)
+    with opened(trained_on, tmp_path / "run", data={"holdout": 7}) as run:
+        held_out, generator = run.data.held_out, run.generator_of(run.student.network)
+        with torch.no_grad():
+            alone = [
+                run.held_out_distance(generator(z[None].float(), run.conditions([prompt])), target[None])
+                for z, prompt, target in zip(held_out.noise, held_out.prompts, held_out.target, strict=True)
+            ]
+        measured = []
+        monkeypatch.setattr(run.metrics, "add", lambda name, value, *count: measured.append(value))
+        for index in range(processes):
+            here = {"process_index": index, "num_processes": processes, "autocast": run.accelerator.autocast}
+            monkeypatch.setattr(run, "accelerator", SimpleNamespace(**here))
+            run._measure_held_out("distance", run.student.network)
+    batches = [value for value in measured if torch.is_tensor(value)]
+    assert sorted(len(batch) for batch in batches) == [1, 3, 3]
+    torch.testing.assert_close(torch.cat(batches).sort().values, torch.cat(alone).sort().values)
 
 
 # -------------------------------------------------------------------------------------------------- what goes wrong
