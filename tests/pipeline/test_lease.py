@@ -15,6 +15,8 @@ from pipeline.shards.layout import LEASE
 from pipeline.shards.storage import Storage
 
 PERIOD = 0.1
+LONG = 20 * PERIOD
+"""Period of whoever watches a lease that moves: it sees that soon, and does not give up first on a busy machine."""
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def storage(tmp_path):
 
 def test_a_second_run_is_refused_while_the_first_is_alive(storage):
     with Lease(storage, PERIOD), pytest.raises(UserError, match=f"process {os.getpid()} .* is working on this output"):
-        Lease(storage, PERIOD).__enter__()
+        Lease(storage, LONG).__enter__()
     assert not storage.exists(LEASE)
     with Lease(storage, PERIOD):  # free again
         pass
@@ -48,7 +50,7 @@ def test_a_lease_whose_counter_moves_is_respected(storage):
     timer = threading.Timer(PERIOD, lambda: foreign(storage, beat=4))
     timer.start()
     with pytest.raises(UserError, match="process 1 on elsewhere is working"):
-        Lease(storage, PERIOD).__enter__()
+        Lease(storage, LONG).__enter__()
     timer.join()
     assert json.loads(storage.read(LEASE))["host"] == "elsewhere"
 
@@ -63,8 +65,8 @@ def test_nobody_waits_for_a_process_of_this_machine_that_has_ended(storage):
 
 
 def test_a_slow_owner_is_given_its_own_time(storage):
-    foreign(storage, period_s=20 * PERIOD)
-    timer = threading.Timer(10 * PERIOD, lambda: foreign(storage, period_s=20 * PERIOD, beat=4))
+    foreign(storage, period_s=LONG)
+    timer = threading.Timer(10 * PERIOD, lambda: foreign(storage, period_s=LONG, beat=4))
     timer.start()
     with pytest.raises(UserError, match="process 1 on elsewhere is working"):
         Lease(storage, PERIOD).__enter__()

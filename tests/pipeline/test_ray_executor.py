@@ -298,7 +298,10 @@ def test_actors_that_fit_nowhere_are_refused_before_anything_is_written(connecte
 
 @pytest.fixture
 def requests(connected, monkeypatch):
-    """What this process asks of the autoscaler, in order; each request stands until the next."""
+    """What this process asks of the autoscaler, in order; each request stands until the next.
+
+    Not what the cluster has been asked for: where Ray Data has run, an actor of its own replaces that now and then.
+    """
     made = []
 
     def request(bundles):
@@ -311,15 +314,15 @@ def requests(connected, monkeypatch):
 
 @pytest.mark.parametrize("end", [UserError, KeyboardInterrupt])
 def test_a_node_that_did_not_come_is_asked_for_no_longer(requests, tmp_path, monkeypatch, end):
-    asked = []
+    asked, now = [], [0.0]
 
     def wait(seconds):
         asked.extend(requests)
         if end is KeyboardInterrupt:
             raise KeyboardInterrupt
-        time.sleep(seconds)
+        now[0] += seconds
 
-    monkeypatch.setattr(ray_executor, "time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
+    monkeypatch.setattr(ray_executor, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=wait))
     with pytest.raises(end):
         RayExecutor(partial(workers.IdleWorker, tmp_path), PairsRuntime(cpus_per_actor=64, wait_for_resources_s=0.5))
     assert asked == [[{"CPU": 64}]]
