@@ -29,8 +29,9 @@ test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder
 
 # What make test has of them in short: dozens of runs of which something is killed. Some forty minutes, and a report.
+# Whatever takes random inputs takes new ones.
 test-faults: $(STAMP)
-	FAULTS_REPORT=$(OUT)/faults $(BIN)/python -m pytest -m '' tests/faults tests/pipeline/test_demo.py::test_stopped_at_work_it_leaves_no_process
+	FAULTS_REPORT=$(OUT)/faults $(BIN)/python -m pytest --hypothesis-profile new -m '' tests/faults tests/pipeline/test_demo.py::test_stopped_at_work_it_leaves_no_process
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
