@@ -275,8 +275,10 @@ def test_of_eight_processes_that_commit_a_shard_one_wins_and_the_others_adopt(pr
     writes = Counter()
 
     def lose(method, path):
-        writes[path] += method == "PUT"
-        return Fault(reply_is_lost=True) if method == "PUT" and writes[path] <= 2 else None
+        if method != "PUT":
+            return None
+        writes[path] += 1
+        return Fault(reply_is_lost=True) if writes[path] <= 2 else None
 
     proxy.script = lose
     said = race(s3_root, tmp_path, num_processes=8, num_shards=3)

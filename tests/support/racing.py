@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import Any
 
 import pytest
@@ -81,6 +82,8 @@ def _commit_all(
                 barrier.wait(timeout=PATIENCE_S)
                 commit = commit_shard(storage, "0" * 64, shard, written, TIMING)
                 results.put((shard, commit.sha256, commit.sha256 == written.sha256))
+    except BrokenBarrierError:  # another process has said why
+        raise
     except Exception as error:  # the others would wait for this process at the barrier
         results.put(f"{type(error).__name__}: {error}")
         barrier.abort()
