@@ -39,9 +39,9 @@ NUM_SHARDS = 14
 
 
 def toy_yaml(folder, **sections):
-    """The config of a run that takes a few seconds, as a file, and its model."""
+    """The config of a run that takes some seconds, enough to be disturbed in, as a file, and its model."""
     settings = {
-        "spec": {"sampler": {"name": "edm_heun", "steps": 120}, "pairs_per_prompt": 16, "num_samples": 56},
+        "spec": {"sampler": {"name": "edm_heun", "steps": 240}, "pairs_per_prompt": 16, "num_samples": 56},
         "teacher": {"image_size": 32},
         "layout": {"samples_per_shard": 4},
         **sections,
@@ -108,7 +108,7 @@ def test_a_stopped_and_then_a_killed_driver_are_resumed_by_the_same_command(trut
     stopped = commit_records(root)
 
     process = stage.start(*generate(truth, root), ray_address=head.address)
-    stage.wait_for_commits(root, len(stopped) + 2, process)
+    stage.wait_for_commits(root, len(stopped) + 1, process)
     stage.kill(process)
     killed = commit_records(root)
     assert len(stopped) < len(killed) < NUM_SHARDS
@@ -210,7 +210,7 @@ def test_ray_job_submit_with_three_actors_gives_the_same_shards(truth, head, tmp
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert shard_bytes(root) == truth[1]
-    assert len(report(root)["images_per_device_second"]) == 3
+    assert len(report(root)["images_per_device_second"]) <= 3  # one that comes up last may find nothing left to do
 
 
 # ---------------------------------------------------------------------------------------------------- broken actors
@@ -263,6 +263,15 @@ def test_a_stop_request_made_before_ray_is_met_is_heard_afterwards(connected, mo
         os.kill(os.getpid(), signal.SIGTERM)
         assert evaluation.requested
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_there_are_as_many_actors_as_asked_for(connected, tmp_path):
+    executor = RayExecutor(partial(workers.MeetingWorker, tmp_path), PairsRuntime(actors=3, cpus_per_actor=0.5))
+    recorder = run_shards(executor, range(14))
+    assert executor.num_workers == 3
+    executor.close()
+    assert sorted(recorder.done) == list(range(14))
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_broken_actor_does_not_park_the_dataset(connected, tmp_path):

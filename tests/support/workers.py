@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.shard_maker import ShardResult
 from pipeline.shards.records import Commit, Timing
+from tests.support.patience import PATIENCE_S
 
 
 def nothing(shard: int) -> ShardResult:
@@ -31,6 +32,21 @@ class IdleWorker:
         """Succeed."""
         time.sleep(0.02)
         return nothing(shard)
+
+
+class MeetingWorker(IdleWorker):
+    """Makes nothing before three workers are there. Leaves its process number in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._folder = folder
+
+    def run(self, shard: int, attempt: int) -> ShardResult:
+        """Wait for the others, and succeed."""
+        deadline = time.monotonic() + PATIENCE_S
+        while len(list(self._folder.iterdir())) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return super().run(shard, attempt)
 
 
 class BrokenWorker(IdleWorker):
