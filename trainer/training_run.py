@@ -367,12 +367,12 @@ class TrainingRun:
         if self.held_out_distance is None or held_out is None:
             return
         generator = self.generator_of(network)
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        noise, prompts, target = held_out.noise[mine], held_out.prompts[mine], held_out.target[mine]
         size = min(HELD_OUT_BATCH, self.shape.num_images)  # what fits in training fits without gradients
-        starts = range(0, len(held_out.prompts), size)
         self.metrics.add(name, 0.0, 0)
-        for start in starts[self.accelerator.process_index :: self.accelerator.num_processes]:
+        for start in range(0, len(prompts), size):
             some = slice(start, start + size)
-            x0 = generator(
-                held_out.noise[some].to(self.teacher.device, torch.float32), self.conditions(held_out.prompts[some])
-            )
-            self.metrics.add(name, self.held_out_distance(x0, held_out.target[some]))
+            z = noise[some].to(self.teacher.device, torch.float32)
+            x0 = generator(z, self.conditions(prompts[some]))
+            self.metrics.add(name, self.held_out_distance(x0, target[some]))

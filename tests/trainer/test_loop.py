@@ -2,7 +2,6 @@
 
 import copy
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from support.training import metrics, tensors, train_config
 
 from configs.errors import RunStopped, UserError
 from pipeline import teachers
-from trainer import loop, training_run
+from trainer import loop
 from trainer.build import build
 from trainer.loop import critic_turn, fresh_samples, student_turn, train
 from trainer.preemption import StopSignal
@@ -263,27 +262,6 @@ def test_regression_pulls_the_student_to_held_out_pairs(trained_on, tmp_path):
     assert distances[-1] < 0.8 * distances[0]
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_each_held_out_pair_counts_once_however_many_processes_share_them(trained_on, tmp_path, monkeypatch, processes):
-    monkeypatch.setattr(training_run, "HELD_OUT_BATCH", 3)
-    with opened(trained_on, tmp_path / "run", data={"holdout": 7}) as run:
-        held_out, generator = run.data.held_out, run.generator_of(run.student.network)
-        with torch.no_grad():
-            alone = [
-                run.held_out_distance(generator(z[None].float(), run.conditions([prompt])), target[None])
-                for z, prompt, target in zip(held_out.noise, held_out.prompts, held_out.target, strict=True)
-            ]
-        measured = []
-        monkeypatch.setattr(run.metrics, "add", lambda name, value, *count: measured.append(value))
-        for index in range(processes):
-            here = {"process_index": index, "num_processes": processes, "autocast": run.accelerator.autocast}
-            monkeypatch.setattr(run, "accelerator", SimpleNamespace(**here))
-            run._measure_held_out("distance", run.student.network)
-    batches = [value for value in measured if torch.is_tensor(value)]
-    assert sorted(len(batch) for batch in batches) == [1, 3, 3]
-    torch.testing.assert_close(torch.cat(batches).sort().values, torch.cat(alone).sort().values)
-
-
 # -------------------------------------------------------------------------------------------------- what goes wrong
 
 
@@ -389,13 +367,6 @@ def test_a_run_that_is_asked_to_stop_saves_before_it_judges_and_no_other_does(
     with pytest.raises(RunStopped, match=r"^step 1: "):
         train(train_config(trained_on, tmp_path / "run", runtime={"log_every": 1, "checkpoint_every": 1}))
     assert (tmp_path / "run" / "checkpoints" / "step_0000001").exists() == is_asked_to_stop
-
-
-def test_without_held_out_pairs_the_grid_shows_others(trained_on, tmp_path):
-    data, loss = {"holdout": 0}, {"dm_weight": 0.0}
-    train(train_config(trained_on, tmp_path / "run", data=data, loss=loss, runtime={"steps": 1}))
-    assert (tmp_path / "run" / "grids" / "step_0000001.png").exists()
-    assert "holdout/distance" not in metrics(tmp_path / "run")[-1]
 
 
 @pytest.mark.parametrize(
