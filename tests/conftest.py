@@ -20,7 +20,9 @@ settings.register_profile("new", deadline=None, database=None)
 settings.load_profile("same")
 
 
-ON_RAY = frozenset({"test_demo.py", "test_ray_executor.py", "test_readers.py", "test_score_shards.py"})
+ON_RAY = frozenset(
+    {"test_demo.py", "test_ray_actors.py", "test_ray_executor.py", "test_readers.py", "test_score_shards.py"}
+)
 """Files whose tests start a Ray cluster. No two of them run at a time, in however many processes the tests run."""
 LONG = frozenset({"test_resume.py", "test_run.py"})
 """Files of one to three minutes, which should not be the last to begin."""
