@@ -46,7 +46,8 @@ def run_demo(config: DemoConfig) -> None:
     output = Path(config.output).absolute()
     pairs, regression, run, evaluation = (output / name for name in ("pairs", "regression", "run", "evaluation"))
     started = time.monotonic()
-    ray, accelerate = installed_command("ray", extra="ray"), installed_command("accelerate", extra="train")
+    ray = installed_command("ray", extra="ray")
+    accelerate_launch = installed_command("accelerate-launch", extra="train")  # `accelerate launch`, in half the time
     configs = (_ROOT / config.configs).absolute()
     for name in ("pairs.yaml", "train_regression.yaml", "train.yaml", "evaluate.yaml"):
         if not (configs / name).is_file():
@@ -57,7 +58,7 @@ def run_demo(config: DemoConfig) -> None:
 
     os.environ.update(_KEEP_MEMORY)  # of the parts, and of the actors that the Ray head starts
     record = DemoRecord(output, config.cpus)
-    launch = [accelerate, "launch", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
+    launch = [accelerate_launch, "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
     launch += [f"--num_cpu_threads_per_process={config.cpus}"]  # not told, it lets the trainer have one
     launch += ["--dynamo_backend=no"]
     with _signals_raise():

@@ -29,7 +29,7 @@ def test_a_demo_without_a_command_says_what_to_install(tmp_path, demo, there, ex
         timeout=PATIENCE_S,
         check=False,
     )
-    name = {"ray": "ray", "train": "accelerate"}[extra]
+    name = {"ray": "ray", "train": "accelerate-launch"}[extra]
     expected = f"error: {name} is not installed: there is no {tmp_path}/bin/{name}; pip install 'potstill[{extra}]'\n"
     assert (ended.returncode, ended.stderr) == (2, expected)
     assert list((tmp_path / "tmp").iterdir()) == []

@@ -162,7 +162,8 @@ def test_a_run_that_finds_room_leaves_the_requests_of_others(requests, tmp_path)
     assert requests == []
 
 
-def test_a_teacher_that_loads_nowhere_ends_the_run(connected, tmp_path):
+def test_a_teacher_that_loads_nowhere_ends_the_run(connected, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_executor, "_MAX_FAILED_LOADS", 4)  # each takes a process
     executor = RayExecutor(partial(workers.NodeWithoutTeacher, tmp_path), PairsRuntime(actors=2))
     with pytest.raises(RunStopped, match="no actor can load what it needs: nothing at"):
         run_shards(executor, range(20))

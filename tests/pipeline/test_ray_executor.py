@@ -201,7 +201,7 @@ def test_actors_follow_a_cluster_that_grows_and_shrinks(truth, tmp_path):
     root = tmp_path / "root"
     ray = str(Path(sys.executable).with_name("ray"))
     with ray_head(num_cpus=1, num_gpus=0) as small:
-        endless = ["--spec.sampler.steps", 4000, "--runtime.progress_period_s", 0.5]
+        endless = ["--spec.sampler.steps", 2000, "--layout.samples_per_shard", 1, "--runtime.progress_period_s", 0.5]
         process = stage.start(*generate(truth, root, *endless), ray_address=small.address)
         try:
             wait_for_workers(process, 1)
@@ -212,7 +212,7 @@ def test_actors_follow_a_cluster_that_grows_and_shrinks(truth, tmp_path):
             wait_for_workers(process, 1)
             # The one that is left works on, also at what the lost node had been given.
             num_committed = len(list((root / "commits").iterdir()))
-            stage.wait_for_commits(root, min(num_committed + 3, 56 // 4), process)
+            stage.wait_for_commits(root, min(num_committed + 3, 56), process)
         finally:
             stage.kill(process)
 
