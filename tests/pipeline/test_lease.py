@@ -4,6 +4,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
+from itertools import count
 
 import pytest
 from support.patience import PATIENCE_S
@@ -37,6 +39,27 @@ def foreign(storage, **about):
     storage.write(LEASE, json.dumps(record).encode())
 
 
+@contextmanager
+def alive_elsewhere(storage, every, **about):
+    """The lease of a process on another machine, whose counter moves for as long as the context is open."""
+    foreign(storage, **about)
+    ended = threading.Event()
+
+    def beat():
+        for number in count(4):
+            if ended.wait(every):
+                return
+            foreign(storage, **about, beat=number)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def test_a_lease_whose_counter_stands_still_is_taken_over(storage):
     foreign(storage)
     started = time.monotonic()
@@ -46,12 +69,11 @@ def test_a_lease_whose_counter_stands_still_is_taken_over(storage):
 
 
 def test_a_lease_whose_counter_moves_is_respected(storage):
-    foreign(storage)
-    timer = threading.Timer(PERIOD, lambda: foreign(storage, beat=4))
-    timer.start()
-    with pytest.raises(UserError, match="process 1 on elsewhere is working"):
+    with (
+        alive_elsewhere(storage, PERIOD),
+        pytest.raises(UserError, match="process 1 on elsewhere is working"),
+    ):
         Lease(storage, LONG).__enter__()
-    timer.join()
     assert json.loads(storage.read(LEASE))["host"] == "elsewhere"
 
 
@@ -65,12 +87,11 @@ def test_nobody_waits_for_a_process_of_this_machine_that_has_ended(storage):
 
 
 def test_a_slow_owner_is_given_its_own_time(storage):
-    foreign(storage, period_s=LONG)
-    timer = threading.Timer(10 * PERIOD, lambda: foreign(storage, period_s=LONG, beat=4))
-    timer.start()
-    with pytest.raises(UserError, match="process 1 on elsewhere is working"):
+    with (
+        alive_elsewhere(storage, 10 * PERIOD, period_s=LONG),
+        pytest.raises(UserError, match="process 1 on elsewhere is working"),
+    ):
         Lease(storage, PERIOD).__enter__()
-    timer.join()
 
 
 def test_the_heartbeat_outlives_storage_trouble(storage, monkeypatch):
@@ -110,10 +131,10 @@ def test_a_lease_that_nobody_wrote_is_named_with_the_way_on(storage, content):
 def test_a_run_that_lost_its_lease_is_told_so(storage):
     with Lease(storage, PERIOD) as lease:
         lease.check()
-        foreign(storage)
         deadline = time.monotonic() + PATIENCE_S
         while lease._lost is None and time.monotonic() < deadline:
-            time.sleep(PERIOD / 4)
+            foreign(storage)  # again, should a heartbeat on its way have replaced it
+            time.sleep(2 * PERIOD)
         with pytest.raises(RunStopped, match="process 1 on elsewhere has taken this output over"):
             lease.check()
     assert json.loads(storage.read(LEASE))["host"] == "elsewhere"  # not ours to delete

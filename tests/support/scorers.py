@@ -1,6 +1,7 @@
 """Scorers without a network, for tests. Imported as ``tests.support.scorers``, which actors can do too."""
 
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,22 @@ class Brightness:
         device: ignored.
         scale: factor of all values; part of the identity.
         log: a file that gets a line for each batch.
-        pause_s: seconds that a batch takes.
+        hold: a file; while it exists, batches beyond the first few wait.
     """
 
-    def __init__(self, device, scale=1.0, log=None, pause_s=0.0):
+    FREE_BATCHES = 5
+    """Those a process has before it waits. With three to a shard and two shards at a time, one of these gets done."""
+
+    def __init__(self, device, scale=1.0, log=None, hold=None):
         self.columns = {"mean": None, "words": None, "channels": 3}
         self.identity = {"kind": "brightness", "scale": scale}
-        self._scale, self._log, self._pause_s = np.float32(scale), log, pause_s
+        self._scale, self._log, self._hold = np.float32(scale), log, hold
+        self._batches = count(1)
 
     def __call__(self, images, prompts):
-        time.sleep(self._pause_s)
+        if next(self._batches) > self.FREE_BATCHES:
+            while self._hold is not None and Path(self._hold).exists():
+                time.sleep(0.01)
         if self._log is not None:
             with Path(self._log).open("a") as file:
                 file.write(f"{len(images)}\n")

@@ -11,7 +11,7 @@ from support.training import metrics, tensors, train_config, train_settings, wri
 
 from trainer.loop import train
 
-RUNTIME = {"steps": 9, "checkpoint_every": 3, "keep_checkpoints": 9, "micro_batch": 2, "log_every": 1}
+RUNTIME = {"steps": 9, "checkpoint_every": 3, "keep_checkpoints": 400, "micro_batch": 2, "log_every": 1}
 
 
 @pytest.fixture(scope="module")

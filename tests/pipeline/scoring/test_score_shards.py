@@ -228,16 +228,24 @@ from pipeline.shards.storage import Storage
 from tests.support.scorers import Brightness
 
 with exit_codes():
-    root, executor, pause_s = sys.argv[1:]
+    root, executor, hold = sys.argv[1:]
     runtime = ScoreRuntime(executor=executor, actors=1, batch_size=3)
-    scorer = partial(Brightness, pause_s=float(pause_s))
+    scorer = partial(Brightness, hold=hold)
     score_shards(Dataset.open(Storage.open(root)), "light", scorer, runtime)
 """
 
 
-def start(root, executor, pause_s=0.0, **environment):
+@pytest.fixture
+def hold(tmp_path):
+    """A file that keeps scorers from what is beyond their first shard, while it exists."""
+    path = tmp_path / "hold"
+    path.touch()
+    return path
+
+
+def start(root, executor, hold, **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", _RUN, str(root), executor, str(pause_s)],
+        [sys.executable, "-c", _RUN, str(root), executor, str(hold)],
         cwd=stage.ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -258,27 +266,32 @@ def finish(process):
     return process.returncode, out + err
 
 
-def stopped(root, executor, **environment):
-    """Ask a run to stop once it has written a table."""
-    process = start(root, executor, 0.2, **environment)
+def stopped(root, executor, hold, **environment):
+    """Ask a run to stop once it has written a table, and let it go on when it has heard."""
+    process = start(root, executor, hold, **environment)
     wait_for_tables(root, 1, process)
     process.send_signal(signal.SIGTERM)
+    assert any("finishing the shards in flight" in line for line in process.stderr)
+    hold.unlink()
     code, text = finish(process)
     assert (code, len(tables(root)) < 5, "stopped: on request" in text) == (1, True, True), text
 
 
-def test_a_stopped_and_then_a_killed_run_are_resumed_by_the_same_command(root, truth):
-    stopped(root, "in-process")
-    process = start(root, "in-process", 0.2)
-    wait_for_tables(root, len(tables(root)), process)
+def test_a_stopped_and_then_a_killed_run_are_resumed_by_the_same_command(root, truth, hold):
+    stopped(root, "in-process", hold)
+    hold.touch()
+    process = start(root, "in-process", hold)
+    wait_for_tables(root, len(tables(root)) + 1, process)
     stage.kill(process)
-    assert finish(start(root, "in-process"))[0] == 0
+    hold.unlink()
+    assert 1 < len(tables(root)) < 5
+    assert finish(start(root, "in-process", hold))[0] == 0
     assert tables(root) == truth
 
 
-def test_a_run_on_a_cluster_stops_and_resumes_in_the_same_way(root, truth, head):
-    stopped(root, "ray", RAY_ADDRESS=head.address)
-    code, text = finish(start(root, "ray", RAY_ADDRESS=head.address))
+def test_a_run_on_a_cluster_stops_and_resumes_in_the_same_way(root, truth, head, hold):
+    stopped(root, "ray", hold, RAY_ADDRESS=head.address)
+    code, text = finish(start(root, "ray", hold, RAY_ADDRESS=head.address))
     assert code == 0, text
     assert "all 5 shards have scores light" in text
     assert tables(root) == truth
