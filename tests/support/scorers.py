@@ -14,11 +14,8 @@ class Brightness:
         device: ignored.
         scale: factor of all values; part of the identity.
         log: a file that gets a line for each batch.
-        hold: a file; while it exists, batches beyond the first few wait.
+        hold: a file; while it exists, all batches of a process but its first wait.
     """
-
-    FREE_BATCHES = 5
-    """Those a process has before it waits. With three to a shard and two shards at a time, one of these gets done."""
 
     def __init__(self, device, scale=1.0, log=None, hold=None):
         self.columns = {"mean": None, "words": None, "channels": 3}
@@ -27,9 +24,9 @@ class Brightness:
         self._batches = count(1)
 
     def __call__(self, images, prompts):
-        if next(self._batches) > self.FREE_BATCHES:
-            while self._hold is not None and Path(self._hold).exists():
-                time.sleep(0.01)
+        is_first = next(self._batches) == 1
+        while not is_first and self._hold is not None and Path(self._hold).exists():
+            time.sleep(0.01)
         if self._log is not None:
             with Path(self._log).open("a") as file:
                 file.write(f"{len(images)}\n")
