@@ -156,6 +156,13 @@ def test_a_folder_without_configs_is_refused_before_anything_starts(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def is_alive(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two
+        return False
+
+
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.faults), signal.SIGINT])
 def test_stopped_at_work_it_leaves_no_process(configs, tmp_path, number):
     process = stage.start("demo", "--output", tmp_path / "out", "--configs", configs)
@@ -165,7 +172,7 @@ def test_stopped_at_work_it_leaves_no_process(configs, tmp_path, number):
         process.send_signal(number)
         process.wait(PATIENCE_S)
         deadline = time.monotonic() + PATIENCE_S
-        while alive := [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+        while alive := [one for one in family if is_alive(one)]:
             assert time.monotonic() < deadline, alive
             time.sleep(0.1)
         assert process.returncode == 130
