@@ -1,6 +1,5 @@
 """What every folder needs: one thread for arithmetic, settings of hypothesis, and an S3 server on loopback."""
 
-import io
 import os
 import secrets
 import threading
@@ -65,9 +64,8 @@ def s3_server() -> Iterator[str]:
     one_at_a_time = threading.Lock()
 
     def serialized(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        body = environ["wsgi.input"].read()  # first, as one whose sender stalls would hold up all others
         with one_at_a_time:
-            return application({**environ, "wsgi.input": io.BytesIO(body)}, start_response)
+            return application(environ, start_response)
 
     server = make_server("127.0.0.1", 0, serialized, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
