@@ -354,9 +354,8 @@ def _raise(error: Exception, where: str) -> NoReturn:
         raise OSError(code, os.strerror(code), where) from None
     if isinstance(error, InvalidPathError):  # _key() lets none through: it is of a file that was met in a listing
         path = re.search(r'Path "(.*?)"', text, re.DOTALL)
-        name = (
-            repr("/" + path[1].removeprefix("/")) if path else "a file"
-        )  # all of it: a folder's name may be the odd one
+        # All of the path: a folder's name may be the odd one.
+        name = repr("/" + path[1].removeprefix("/")) if path else "a file"
         raise UserError(f"{where}: no store could hold {name}, which lies there; rename it") from None
     scheme = where.partition("://")[0]
     if _CREDENTIALS_SERVICE.search(text):

@@ -2,13 +2,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from itertools import count
 
 import pytest
 from support.patience import PATIENCE_S
+from support.repeated import repeated
 
 from configs.errors import RunStopped, UserError
 from pipeline.lease import Lease
@@ -39,25 +38,11 @@ def foreign(storage, **about):
     storage.write(LEASE, json.dumps(record).encode())
 
 
-@contextmanager
-def alive_elsewhere(storage, every, **about):
+def alive_elsewhere(storage, every_s, **about):
     """The lease of a process on another machine, whose counter moves for as long as the context is open."""
     foreign(storage, **about)
-    ended = threading.Event()
-
-    def beat():
-        for number in count(4):
-            if ended.wait(every):
-                return
-            foreign(storage, **about, beat=number)
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    beats = count(4)
+    return repeated(lambda: foreign(storage, **about, beat=next(beats)), every_s)
 
 
 def test_a_lease_whose_counter_stands_still_is_taken_over(storage):

@@ -11,9 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ import pytest
 import yaml
 from support import stage
 from support.patience import PATIENCE_S
+from support.repeated import repeated
 from support.small_disk import small_disk
 from support.toy import files, shard_bytes, toy_config
 
@@ -81,24 +81,6 @@ def kill_actors(head):
 def wait_for_workers(process, count):
     """Read a driver's progress until it speaks of so many workers, a number or a pattern."""
     assert any(re.search(f"workers {count},", line) for line in process.stdout), process.stderr.read()
-
-
-@contextmanager
-def no_lease(root):
-    """As if a network or a person broke the lease, again and again."""
-    ended = threading.Event()
-
-    def remove():
-        while not ended.wait(0.01):
-            (root / "lease.json").unlink(missing_ok=True)
-
-    remover = threading.Thread(target=remove)
-    remover.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        remover.join()
 
 
 def test_killed_actors_cost_at_most_their_shards(truth, head, tmp_path):
@@ -179,7 +161,7 @@ def test_two_drivers_without_a_lease_still_lose_and_repeat_nothing(truth, head, 
     # Nobody looks at the lease within the test, and both have room for actors: they race for every shard.
     crowded = ["--runtime.lease_period_s", 1000, "--runtime.actors", 2, "--runtime.cpus_per_actor", 0.5]
     crowded += ["--runtime.progress_period_s", 0.2]
-    with no_lease(root):
+    with repeated(lambda: (root / "lease.json").unlink(missing_ok=True), 0.01):  # as if a person broke it
         first, second = (stage.start(*generate(truth, root, *crowded), ray_address=head.address) for _ in range(2))
         # The one that comes up first waits for the other: what it has handed out is a part of the shards.
         try:
