@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from collections import Counter
 from datetime import timedelta
 from random import Random
@@ -166,6 +167,18 @@ def test_an_upload_that_ends_half_way_shows_nothing(proxy, storage, s3_root, tmp
         storage.upload("big", tmp_path / "big")
     assert list(storage.list()) == []
     assert proxy.count("DELETE") == 1  # the parts that arrived are given back
+
+
+def test_a_sender_that_goes_half_way_holds_up_nobody(proxy, storage, s3_root):
+    """Of the test's own servers: one waited for the rest of an upload that had been given up."""
+    host, port = proxy.endpoint.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as sender:
+        bucket = s3_root.split("/")[2]
+        sender.sendall(f"PUT /{bucket}/half HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9\r\n\r\nhalf".encode())
+        sender.shutdown(socket.SHUT_WR)
+        assert sender.recv(1) == b""  # no reply: the request was not passed on
+    storage.write("x", DATA)
+    assert [info.path for info in storage.list()] == ["x"]
 
 
 # ------------------------------------------------------------------------------------------------- whole datasets
